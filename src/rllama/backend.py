@@ -1,0 +1,111 @@
+"""The seam between models and hardware: what a backend can do, in a dozen coarse ops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllama.batch import Batch
+from rllama.config import RopeStyle
+from rllama.errors import UnsupportedError
+from rllama.tensor import TensorView
+
+Buf = Any  # activations [T, width] f32, opaque to models: a core.Buf here, a device array there
+Weight = Any  # a placed weight [N, K], opaque to models
+Step = Any  # a Batch made ready for the device: token ids, positions, page table
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchSpec:
+    """Widths of the activation buffers of one step, per token.
+
+    Units: values of f32 per token
+    """
+
+    dim: int
+    q_dim: int
+    kv_dim: int
+    ffn_dim: int
+    max_tokens: int
+
+
+class Scratch(Protocol):
+    """The activation buffers of a step, cut to its number of tokens."""
+
+    x: Buf  # [T, D] residual stream
+    h: Buf  # [T, D] normed
+    q: Buf  # [T, H*d]
+    k: Buf  # [T, G*d]
+    v: Buf  # [T, G*d]
+    a: Buf  # [T, H*d] attention output
+    gate: Buf  # [T, F]
+    up: Buf  # [T, F]
+
+
+class ScratchPool(Protocol):
+    """All scratch of a model, allocated once."""
+
+    def take(self, n_tokens: int) -> Scratch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KVSpec:
+    """Size and type of a paged cache.
+
+    Units: page_len positions; dtype "f16" or "f32"
+    """
+
+    n_layers: int
+    n_kv_heads: int
+    head_dim: int
+    page_len: int
+    n_pages: int
+    dtype: str
+
+
+class KVStore(Protocol):
+    """Keys and values of every layer, in pages. Which page belongs to whom is not its concern."""
+
+    n_pages: int
+    page_len: int
+    bytes_per_page: int
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    """Places weights and runs ops. Models know nothing else of the hardware."""
+
+    name: str
+
+    def place(self, view: TensorView, *, f16: bool = False) -> Weight: ...
+    def rope_table(self, max_seq_len: int, inv_freq: NDArray[np.float64]) -> Weight: ...
+    def scratch(self, spec: ScratchSpec) -> ScratchPool: ...
+    def kv_store(self, spec: KVSpec) -> KVStore: ...
+    def begin(self, batch: Batch) -> Step: ...
+    def embed(self, step: Step, table: Weight, out: Buf) -> None: ...
+    def rms_norm(self, x: Buf, weight: Weight, eps: float, out: Buf) -> None: ...
+    def matmul(self, x: Buf, weights: Sequence[Weight], out: Sequence[Buf]) -> None: ...
+    def matmul_add(self, x: Buf, weight: Weight, into: Buf) -> None: ...
+    def rope(self, q: Buf, k: Buf, step: Step, table: Weight, style: RopeStyle) -> None: ...
+    def attend(
+        self, q: Buf, k: Buf, v: Buf, kv: KVStore, layer: int, step: Step, out: Buf
+    ) -> None: ...
+    def glu(self, gate: Buf, up: Buf) -> None: ...
+    def logits(self, x: Buf, step: Step, head: Weight) -> NDArray[np.float32]: ...
+    def close(self) -> None: ...
+
+
+def get_backend(
+    name: str = "cpu", *, isa: str | None = None, n_threads: int | None = None
+) -> Backend:
+    """Make a backend by name. Raises UnsupportedError, ConfigError."""
+    if name == "cpu":
+        from rllama.cpu import CpuBackend
+
+        return CpuBackend(isa=isa, n_threads=n_threads)
+    raise UnsupportedError(f"unknown backend {name!r}; known: cpu")

@@ -1,0 +1,239 @@
+"""The plain data that floors hand to each other: model, engine, sampling, tokenizer source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from rllama.errors import ConfigError
+
+RopeStyle = Literal["interleaved", "half"]
+KVDType = Literal["auto", "f32", "f16"]
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What a model's own files say about sampling; None where they say nothing."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The numbers of a Llama-family model, in our names (docs/architecture.md has the others').
+
+    Units:   widths and counts; max_seq_len in tokens
+    Notes:   rope_style "interleaved" pairs (0,1)(2,3)…, "half" pairs (0,d/2)(1,d/2+1)…;
+             it follows from the file family, weights are never permuted
+    Raises:  ConfigError where the numbers contradict each other
+    """
+
+    arch: str
+    dim: int
+    ffn_dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_seq_len: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_style: RopeStyle = "half"
+    tied_head: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    add_bos: bool | None = None
+    name: str = ""
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
+
+    def __post_init__(self) -> None:
+        for f in ("dim", "ffn_dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "vocab_size",
+                  "max_seq_len"):  # fmt: skip
+            value = getattr(self, f)
+            _require(type(value) is int and 0 < value < 2**31,
+                     f"{f} must be a whole number between 1 and 2^31, not {value!r}")  # fmt: skip
+        _require(self.n_layers <= 4096, f"n_layers {self.n_layers} is beyond any model (4096)")
+        _require(self.n_heads % self.n_kv_heads == 0,
+                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")  # fmt: skip
+        _require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even")
+        _require(self.head_dim <= 1024, f"head_dim {self.head_dim} is beyond the kernels' 1024")
+        _require(math.isfinite(self.norm_eps) and 0 < self.norm_eps < 1,
+                 f"norm_eps must lie between 0 and 1, not {self.norm_eps}")  # fmt: skip
+        _require(math.isfinite(self.rope_theta) and self.rope_theta > 0,
+                 f"rope_theta must be a positive number, not {self.rope_theta}")  # fmt: skip
+        for token_id in (self.bos_token_id, *self.eos_token_ids):
+            _require(token_id is None or 0 <= token_id < self.vocab_size,
+                     f"special token id {token_id} is outside the vocabulary of "
+                     f"{self.vocab_size}")  # fmt: skip
+
+    @property
+    def shape_letters(self) -> dict[str, int]:
+        """The letters of docs/architecture.md: D F H G d V L."""
+        return {"D": self.dim, "F": self.ffn_dim, "H": self.n_heads, "G": self.n_kv_heads,
+                "d": self.head_dim, "V": self.vocab_size, "L": self.n_layers}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine batches and what it may hold.
+
+    Units:   max_batch_tokens tokens per step (also the prefill chunk); page_len positions;
+             n_pages pages of the cache, shared by all sequences
+    """
+
+    max_batch_tokens: int = 512
+    max_seqs: int = 64
+    max_waiting: int = 4096
+    page_len: int = 64
+    n_pages: int = 0
+    max_seq_len: int = 0
+    kv_dtype: KVDType = "auto"
+    share_prefixes: bool = True
+
+
+def _field(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. None means unset: the model's own default, then RLLaMA's.
+
+    Notes:   order: penalty, temperature, top-k, top-p, min-p, draw. temperature 0 is greedy.
+    Raises:  ConfigError if a value is out of range
+    """
+
+    temperature: float | None = _field(None, "randomness; 0 always takes the likeliest token")
+    top_k: int | None = _field(None, "keep the k likeliest tokens; 0 keeps all")
+    top_p: float | None = _field(None, "keep the likeliest tokens up to this total probability")
+    min_p: float | None = _field(None, "drop tokens below this share of the likeliest one")
+    repetition_penalty: float | None = _field(None, "above 1 discourages tokens already present")
+    seed: int | None = _field(None, "same seed, same text")
+    stop: tuple[str, ...] | None = _field(None, "texts that end the output; they are cut off")
+    stop_token_ids: tuple[int, ...] | None = _field(None, "token ids that end the output")
+    ignore_eos: bool | None = _field(None, "go on after the end-of-sequence token")
+    max_new_tokens: int | None = _field(None, "at most this many new tokens")
+    logprobs: int | None = _field(None, "also return this many likeliest tokens per position")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "stop_token_ids"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        self._check_numbers()
+        self._check_stops()
+
+    def _check_numbers(self) -> None:
+        _check_float("temperature", self.temperature, 0.0, 1000.0)
+        _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 1000.0, low_open=True)
+        _check_int("top_k", self.top_k, 0, 2**31 - 1)
+        _check_int("seed", self.seed, 0, 2**64 - 1)
+        _check_int("max_new_tokens", self.max_new_tokens, 0, 2**31 - 1)
+        _check_int("logprobs", self.logprobs, 0, 100)
+
+    def _check_stops(self) -> None:
+        for text in self.stop or ():
+            _require(isinstance(text, str) and text != "", "stop texts must be non-empty strings")
+        for token_id in self.stop_token_ids or ():
+            _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
+
+    def resolved(self, model: GenerationDefaults) -> ResolvedSampling:
+        """Fill what is unset from the model's defaults, then from RLLaMA's."""
+        def pick(name: str, default: Any) -> Any:
+            own = getattr(self, name)
+            if own is None:
+                own = getattr(model, name, None)
+            return default if own is None else own
+
+        return ResolvedSampling(
+            temperature=float(pick("temperature", 1.0)), top_k=int(pick("top_k", 20)),
+            top_p=float(pick("top_p", 1.0)), min_p=float(pick("min_p", 0.0)),
+            repetition_penalty=float(pick("repetition_penalty", 1.0)),
+            seed=self.seed, stop=self.stop or (), stop_token_ids=self.stop_token_ids or (),
+            ignore_eos=bool(self.ignore_eos), max_new_tokens=self.max_new_tokens,
+            logprobs=self.logprobs,
+        )  # fmt: skip
+
+    def with_(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSampling:
+    """SamplingParams with every default filled in; what the engine works with.
+
+    Notes: seed None draws a fresh one when the request is submitted
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    max_new_tokens: int | None
+    logprobs: int | None
+
+
+def _check_float(
+    name: str, value: object, low: float, high: float, *, low_open: bool = False
+) -> None:
+    if value is None:
+        return
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = ok and low <= value <= high and not (low_open and value == low)  # type: ignore[operator]
+    bracket = "above" if low_open else "from"
+    _require(ok, f"{name} must be a number {bracket} {low:g} to {high:g}, not {value!r}")
+
+
+def _check_int(name: str, value: object, low: int, high: int) -> None:
+    if value is None:
+        return
+    ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    _require(ok, f"{name} must be a whole number from {low} to {high}, not {value!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizerSource:
+    """What a checkpoint knows about its tokenizer: a file, or a vocabulary that lies inside it.
+
+    Notes:   kind "spm" (path of a SentencePiece .model), "llama2c" (path of a tokenizer.bin) or
+             "vocab" (pieces, scores, types as in a GGUF of tokenizer model "llama");
+             types are SentencePiece's: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte
+    """
+
+    kind: Literal["spm", "llama2c", "vocab"]
+    path: str | None = None
+    pieces: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    types: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    unk_token_id: int | None = None
+    add_bos: bool | None = None
+    add_space_prefix: bool = True
+    vocab_size: int | None = None
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """The help text of each field of a dataclass, for `--help` and the docs."""
+    return {f.name: str(f.metadata.get("help", "")) for f in fields(cls)}

@@ -1,0 +1,28 @@
+"""What every tokenizer can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    Notes:   pieces are bytes, because one character may be spread over several tokens;
+             `decode_bytes` of a run of ids is the concatenation of `piece_bytes` of each, except
+             that the space which encoding put before the text is not given back
+    """
+
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+    add_bos: bool
+
+    def encode(
+        self, text: str, *, add_bos: bool = False, parse_special: bool = False
+    ) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+    def piece_bytes(self, token_id: int) -> bytes: ...
+    def is_special(self, token_id: int) -> bool: ...
