@@ -1,0 +1,110 @@
+"""Weight files: one reader per family, and `open_checkpoint`, which finds the right one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Protocol
+
+from rllama.errors import ConfigError, FormatError, RllamaError
+from rllama.formats import gguf, huggingface, llama2c
+from rllama.formats.checkpoint import Checkpoint
+from rllama.formats.files import is_dir, is_file, list_dir, printable, stat_path
+from rllama.formats.tokenizer_files import find_tokenizer, tokenizer_source
+from rllama.formats.unknown import describe
+from rllama.formats.vocabulary import open_gguf_vocabulary
+
+__all__ = [
+    "READERS",
+    "Checkpoint",
+    "find_tokenizer",
+    "open_checkpoint",
+    "open_gguf_vocabulary",
+    "tokenizer_source",
+]
+
+_LOOKED_FOR = "a GGUF file, *.safetensors (with config.json), a llama2.c .bin"
+_MAX_LISTED = 2000
+
+
+class Reader(Protocol):
+    """A module that reads one family of weight files."""
+
+    NAME: str
+
+    def sniff(self, path: str) -> bool: ...
+    def open(
+        self, path: str, *, param_path: str | None = None, lenient: bool = False
+    ) -> Checkpoint: ...
+
+
+READERS: tuple[Reader, ...] = (gguf, huggingface, llama2c)
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    param_path: str | os.PathLike[str] | None = None,
+    tokenizer_path: str | os.PathLike[str] | None = None,
+    lenient: bool = False,
+) -> Checkpoint:
+    """Open a model file or folder; its kind is found by content, never by name.
+
+    Notes:   nothing is read but headers and vocabulary, weights stay mapped;
+             lenient also opens what can be listed but not run (its config is None)
+    Raises:  ConfigError if the path is wrong or ambiguous, FormatError if the file is damaged,
+             UnsafeFileError if it reaches out of its folder, UnsupportedError if we cannot run it
+    """
+    name = os.fspath(path)
+    reader, target = _find_reader(name)
+    params = None if param_path is None else os.fspath(param_path)
+    checkpoint = reader.open(target, param_path=params, lenient=lenient)
+    if tokenizer_path is None:
+        return checkpoint
+    config = checkpoint.config
+    try:
+        source = tokenizer_source(
+            os.fspath(tokenizer_path), vocab_size=None if config is None else config.vocab_size
+        )
+    except BaseException:
+        checkpoint.close()
+        raise
+    return replace(checkpoint, tokenizer=source)
+
+
+def _find_reader(path: str) -> tuple[Reader, str]:
+    if is_dir(path):
+        return _look_inside(path)
+    for reader in READERS:
+        if reader.sniff(path):
+            return reader, path
+    raise FormatError(describe(path))
+
+
+def _look_inside(folder: str) -> tuple[Reader, str]:
+    """The one model in a folder. Raises FormatError if there is none, ConfigError if several."""
+    found: list[tuple[Reader, str]] = []
+    if huggingface.sniff(folder):
+        found.append((huggingface, folder))
+    for name in list_dir(folder)[:_MAX_LISTED]:
+        path = os.path.join(folder, name)
+        if is_file(path) and stat_path(path).st_size:
+            found += [(reader, path) for reader in READERS
+                      if reader is not huggingface and _sniffs(reader, path)]  # fmt: skip
+    where = printable(folder)
+    if not found:
+        raise FormatError(f"{where}: no weights in this folder; looked for {_LOOKED_FOR}")
+    if len(found) > 1:
+        choices = ", ".join(
+            "safetensors" if path == folder else printable(os.path.basename(path))
+            for _, path in found[:8]
+        )
+        raise ConfigError(f"{where}: several models in this folder ({choices}); name one of them")
+    return found[0]
+
+
+def _sniffs(reader: Reader, path: str) -> bool:
+    try:
+        return reader.sniff(path)
+    except RllamaError:
+        return False  # unreadable files beside a model do not matter

@@ -1,0 +1,224 @@
+"""Hugging Face layout: config.json beside safetensors, whole or in indexed shards."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from rllama.errors import ConfigError, FormatError, UnsafeFileError
+from rllama.formats import names
+from rllama.formats.checkpoint import Checkpoint
+from rllama.formats.fields import Fields
+from rllama.formats.files import is_dir, is_file, list_dir, printable
+from rllama.formats.hparams import hf_config
+from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
+from rllama.formats.mapped_file import MappedFile
+from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
+from rllama.formats.shapes import check_extras, check_tensors
+from rllama.formats.tokenizer_files import find_tokenizer
+from rllama.tensor import TensorView
+
+log = logging.getLogger(__name__)
+
+NAME = "safetensors"
+_INDEX_ENDING = ".safetensors.index.json"
+
+
+def sniff(path: str) -> bool:
+    """Whether this is a safetensors file, or a folder with some."""
+    if is_dir(path):
+        return any(name.endswith((".safetensors", _INDEX_ENDING)) for name in list_dir(path))
+    return sniff_file(path)
+
+
+def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> Checkpoint:
+    """Open a folder, or one file with its config.json beside it.
+
+    Notes:   param_path names another config.json
+    Raises:  FormatError, UnsafeFileError, UnsupportedError, ConfigError
+    """
+    folder = path if is_dir(path) else os.path.dirname(path)
+    config = _config_fields(path, folder, param_path)
+    with ExitStack() as stack:
+        shards = _open_shards(path, stack)
+        tensors = _gather(shards)
+        checkpoint = _assemble(path, folder, config, shards, tensors)
+        for file, _, _ in shards:
+            file.seal()
+        files = [file for file, _, _ in shards]
+        stack.pop_all()
+    checkpoint.on_close = partial(_close_all, files)
+    return checkpoint
+
+
+def _close_all(files: list[MappedFile]) -> None:
+    for file in files:
+        file.close()
+
+
+Shard = tuple[MappedFile, dict[str, Entry], dict[str, str]]
+
+
+def _config_fields(path: str, folder: str, param_path: str | None) -> Fields:
+    config_path = param_path or os.path.join(folder, "config.json")
+    if param_path is None and not is_file(config_path):
+        raise ConfigError(
+            f"{printable(path)}: safetensors weights need a config.json beside them, or a "
+            "param_path that names one"
+        )
+    return read_fields(config_path, ConfigError)
+
+
+def _open_shards(path: str, stack: ExitStack) -> list[Shard]:
+    if not is_dir(path):
+        return [_open_shard(path, stack)]
+    index, single = _choose(path)
+    if index is None:
+        return [_open_shard(os.path.join(path, single), stack)]
+    weight_map = _weight_map(os.path.join(path, index))
+    shards: list[Shard] = []
+    for name in dict.fromkeys(weight_map.values()):
+        shards.append(_open_shard(_shard_path(path, name, index), stack))
+    _check_index(weight_map, shards, index)
+    return shards
+
+
+def _open_shard(path: str, stack: ExitStack) -> Shard:
+    file = MappedFile(path)
+    stack.callback(file.close)
+    entries, metadata = read_entries(file)
+    return file, entries, metadata
+
+
+def _choose(folder: str) -> tuple[str | None, str]:
+    """The index to follow, or the one file there is. Raises ConfigError if that is not clear."""
+    there = list_dir(folder)
+    indexes = [name for name in there if name.endswith(_INDEX_ENDING)]
+    files = [name for name in there if name.endswith(".safetensors")]
+    where = printable(folder)
+    if len(indexes) > 1:
+        raise ConfigError(f"{where}: several indexes: {', '.join(indexes)}; keep the one to use")
+    if indexes:
+        single = "model.safetensors"
+        if single in files and single not in _weight_map(os.path.join(folder, indexes[0])).values():
+            raise ConfigError(
+                f"{where}: both {single} and {indexes[0]} are here and disagree; name the file to "
+                "use, or remove one"
+            )
+        return indexes[0], ""
+    if len(files) != 1:
+        raise ConfigError(
+            f"{where}: {len(files)} safetensors files and no index: {', '.join(files[:8])}; name "
+            "the file to use"
+        )
+    return None, files[0]
+
+
+def _weight_map(index_path: str) -> dict[str, str]:
+    where = printable(index_path)
+    weight_map = read_json(index_path, FormatError, INDEX_LIMIT_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(f"{where}: weight_map must be an object that names tensors and files")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise FormatError(f"{where}: weight_map of {ascii(tensor)[:80]} is no file name")
+    return weight_map
+
+
+def _shard_path(folder: str, name: str, index: str) -> str:
+    """Where a shard lies. Raises UnsafeFileError if its name leads out of the folder.
+
+    Notes: the links of a download cache (snapshots/<id>/x -> ../../blobs/y) are followed
+    """
+    where = f"{printable(os.path.join(folder, index))}: weight_map names {ascii(name)[:120]}"
+    if not name or name in (".", "..") or any(char in name for char in "/\\:\x00"):
+        raise UnsafeFileError(f"{where}; only plain file names are followed")
+    path = os.path.join(folder, name)
+    if not os.path.lexists(path):
+        raise FormatError(f"{where}, which is missing")
+    real, home = os.path.realpath(path), os.path.realpath(folder)
+    allowed = [home]
+    if os.path.basename(os.path.dirname(home)) == "snapshots":
+        allowed.append(os.path.join(os.path.dirname(os.path.dirname(home)), "blobs"))
+    if os.path.dirname(real) not in allowed:
+        raise UnsafeFileError(f"{where}, a link that leaves the folder")
+    return path
+
+
+def _check_index(weight_map: dict[str, str], shards: list[Shard], index: str) -> None:
+    by_name = {os.path.basename(file.path): entries for file, entries, _ in shards}
+    where = printable(os.path.join(os.path.dirname(shards[0][0].path), index))
+    for tensor, name in weight_map.items():
+        if tensor not in by_name[name]:
+            raise FormatError(f"{where}: tensor '{printable(tensor)}' is not in {printable(name)}")
+
+
+def _gather(shards: list[Shard]) -> dict[str, int]:
+    """Which shard holds each tensor. Raises FormatError if two do."""
+    home: dict[str, int] = {}
+    for number, (file, entries, _) in enumerate(shards):
+        for name in entries:
+            if name in home:
+                raise FormatError(
+                    f"{file.where}: tensor '{printable(name)}' is also in "
+                    f"{shards[home[name]][0].where}"
+                )
+            home[name] = number
+    return home
+
+
+def _assemble(
+    path: str, folder: str, config: Fields, shards: list[Shard], home: dict[str, int]
+) -> Checkpoint:
+    found = _views(shards)
+    embed = found.get("embed")
+    where = printable(path)
+    if embed is None or len(embed.shape) != 2:
+        raise ConfigError(f"{where}: tensor 'model.embed_tokens.weight' is missing or no matrix")
+    generation_path = os.path.join(folder, "generation_config.json")
+    generation = read_fields(generation_path, ConfigError) if is_file(generation_path) else None
+    if "auto_map" in config:
+        log.info("%s: auto_map is ignored; code in model folders is never run", config.where)
+    name = os.path.basename(os.path.abspath(path))
+    numbers = hf_config(
+        config, generation, vocab_size=embed.shape[0], has_head="lm_head" in found, name=name
+    )
+    tensors = check_tensors(found, numbers, names.HF, where)
+    check_extras(home, numbers.n_layers, names.HF, where)
+    if numbers.tied_head and "lm_head" in found:
+        _check_tied(found["embed"], found["lm_head"], where)
+    metadata: dict[str, Any] = {"files": [file.path for file, _, _ in shards]}
+    metadata |= {key: value for _, _, extra in shards for key, value in extra.items()}
+    tokenizer = find_tokenizer(folder, vocab_size=numbers.vocab_size)
+    return Checkpoint(path, NAME, numbers, tensors, tokenizer, metadata)
+
+
+def _views(shards: list[Shard]) -> dict[str, TensorView]:
+    found: dict[str, TensorView] = {}
+    for file, entries, _ in shards:
+        wanted = {name: ours for name in entries
+                  if (ours := names.canonical(names.HF, name)) is not None}  # fmt: skip
+        found |= views(file, entries, wanted)
+    return found
+
+
+def _chunks(view: TensorView, size: int = 1 << 24) -> Iterator[np.ndarray]:
+    data = np.frombuffer(view.data, dtype=np.uint8)
+    return (data[at : at + size] for at in range(0, data.size, size))
+
+
+def _check_tied(embed: TensorView, head: TensorView, where: str) -> None:
+    """A head that is stored although it is tied must be the embedding. Raises ConfigError."""
+    same = (embed.shape, embed.dtype) == (head.shape, head.dtype) and all(
+        np.array_equal(a, b) for a, b in zip(_chunks(embed), _chunks(head), strict=True)
+    )
+    if not same:
+        raise ConfigError(
+            f"{where}: tie_word_embeddings is true, but lm_head.weight differs from the embedding"
+        )

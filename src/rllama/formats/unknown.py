@@ -1,0 +1,51 @@
+"""What to say about a file that no reader claims."""
+
+from __future__ import annotations
+
+from rllama.formats.files import printable, read_head, stat_path
+from rllama.formats.llama2c import plausible_size
+
+_BEGINNINGS = (
+    (b"tjgg", "an old llama.cpp file ('ggjt'); convert it to GGUF"),
+    (b"lmgg", "an old llama.cpp file ('ggml'); convert it to GGUF"),
+    (b"fmgg", "an old llama.cpp file ('ggmf'); convert it to GGUF"),
+    (b"algg", "an old llama.cpp file ('ggla'); convert it to GGUF"),
+    (b"ggjt", "an old llama.cpp file ('ggjt'); convert it to GGUF"),
+    (b"ggml", "an old llama.cpp file ('ggml'); convert it to GGUF"),
+    (b"FUGG", "a byte-swapped GGUF file"),
+    (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint; this version does not read them"),
+    (b"\x80\x02", "a Python pickle; this version does not read them"),
+    (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself"),
+    (b"<!DOCTYPE", "a web page, not a model"),
+    (b"<html", "a web page, not a model"),
+    (b"{", "a text file in JSON, not weights"),
+    (b"\x89HDF", "an HDF5 file"),
+)
+
+
+def describe(path: str) -> str:
+    """One line: what the file seems to be, and what is wanted instead."""
+    where = printable(path)
+    size = stat_path(path).st_size
+    if size == 0:
+        return f"{where}: the file is empty"
+    head = read_head(path, 64)
+    for beginning, meaning in _BEGINNINGS:
+        if head.startswith(beginning):
+            return f"{where}: {meaning}"
+    expected = plausible_size(head)
+    if expected is not None:
+        return (
+            f"{where}: begins like a llama2.c file, which would have {expected} bytes; this one "
+            f"has {size}, it is truncated or no such file"
+        )
+    if head[8:9] == b"{":
+        length = int.from_bytes(head[:8], "little")
+        return (
+            f"{where}: begins like safetensors, but its header length {length} is impossible in a "
+            f"file of {size} bytes"
+        )
+    return (
+        f"{where}: no known model file (GGUF, safetensors, llama2.c); it has {size} bytes and "
+        f"begins with {ascii(head[:12])[1:]}"
+    )
