@@ -18,12 +18,14 @@ _next_id = itertools.count(1)
 class Request:
     """One prompt and how to continue it.
 
-    Notes: choice_index tells several continuations of one prompt and seed apart
+    Notes: choice_index tells several continuations of one prompt and seed apart;
+           want_probability asks for StepOutput.probability, a pass over the vocabulary per token
     """
 
     prompt_ids: tuple[int, ...]
     sampling: ResolvedSampling
     choice_index: int = 0
+    want_probability: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class StepOutput:
     Notes:   `text` may be empty while bytes or a possible stop text are held back; the last
              output carries finish_reason and all text that was held; `probability` is the chosen
              token's in the unmodified distribution; n_prompt_done counts prompt tokens computed
-             so far (prefill progress), and an output without tokens only reports progress
+             so far (prefill progress), and an output without tokens only reports progress;
+             `error` says why the sequence ended if it failed, finish_reason is "abort" then
     """
 
     seq_id: int
@@ -52,13 +55,15 @@ class StepOutput:
     probability: float | None = None
     finish_reason: FinishReason | None = None
     n_prompt_done: int = 0
+    error: Exception | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """The running state of one request; owned by the engine.
 
-    Notes: n_computed tokens have keys and values in the cache; token_ids is prompt plus output
+    Notes: n_computed tokens have keys and values in the cache; token_ids is prompt plus output;
+           pages, chain and n_committed belong to engine/kv.py alone
     """
 
     request: Request
@@ -70,7 +75,10 @@ class Sequence:
     n_computed: int = 0
     n_cached: int = 0  # prompt tokens that came from the prefix cache
     max_tokens: int = 0  # prompt plus output, never beyond the context
+    last_step: int = 0  # the scheduler's count when it was last served
     pages: list[int] = field(default_factory=list)
+    chain: bytes = b""  # hash of the first n_committed pages
+    n_committed: int = 0  # full pages that are published, counted from the first
     finish_reason: FinishReason | None = None
 
     @property
