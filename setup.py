@@ -1,0 +1,129 @@
+"""Extension modules and the table of ISA flags; metadata is in pyproject.toml."""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pybind11
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("src/rllama/_kernels")
+DRIVERS = ["context.c", "cpu_features.c", "parallel.c", "op_matmul.c", "op_attention.c", "op_rows.c"]
+DEBUG = os.environ.get("RLLAMA_DEBUG") == "1"
+SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
+
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
+# Levels of each architecture, in ascending order: flags of GCC and Clang, flags of MSVC.
+X86 = {
+    "scalar": (["-msse4.2"], []),
+    "avx2": (["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"]),
+    "avx512": (AVX512, ["/arch:AVX512"]),
+    "avx512vnni": ([*AVX512, "-mavx512vnni"], ["/arch:AVX512"]),
+    "avx512bf16": ([*AVX512, "-mavx512vnni", "-mavx512bf16"], ["/arch:AVX512"]),
+}
+ARM64 = {
+    "scalar": ([], []),
+    "neon": (["-march=armv8-a"], []),
+    "neon_dot": (["-march=armv8.2-a+dotprod"], []),
+    "neon_i8mm": (["-march=armv8.2-a+dotprod+i8mm"], []),
+}
+LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}
+OTHER = {"scalar": ([], [])}
+
+# Never -ffast-math: it would change how the whole process treats subnormals.
+UNIX_FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-lto", "-g0"]
+MSVC_FLAGS = ["/O2", "/std:c11", "/openmp"]
+
+
+def target_machine() -> str:
+    """The architecture being built for; macOS and cross builds say it in ARCHFLAGS or the name."""
+    flags = os.environ.get("ARCHFLAGS", "")
+    for name in ("arm64", "x86_64"):
+        if f"-arch {name}" in flags:
+            return name
+    return platform.machine().lower()
+
+
+class BuildKernels(build_ext):
+    """Compile every ISA stub with its own flags; a stub that the compiler rejects is left out."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name == "rllama._kernels.core":
+            self.add_levels(ext)
+        super().build_extension(ext)
+
+    def add_levels(self, ext: Extension) -> None:
+        msvc = self.compiler.compiler_type == "msvc"
+        common = MSVC_FLAGS if msvc else UNIX_FLAGS + (SANITIZE if DEBUG else [])
+        ext.extra_compile_args = [*common, *self.openmp_flags(msvc)]
+        ext.extra_link_args = [] if msvc else self.openmp_flags(msvc) + (SANITIZE if DEBUG else [])
+        for name, (unix, windows) in LEVELS.get(target_machine(), OTHER).items():
+            flags = [*common, *(windows if msvc else unix)]
+            try:
+                if not msvc and not self.accepts(flags):
+                    raise OSError("flags rejected")
+                objects = self.compiler.compile(
+                    [str(KERNELS / "isa" / f"isa_{name}.c")],
+                    output_dir=self.build_temp,
+                    extra_postargs=flags,
+                )
+            except Exception as error:
+                print(f"rllama: ISA level {name} is left out: {error}", file=sys.stderr)
+                ext.define_macros.append((f"RL_NO_{name}", "1"))
+            else:
+                ext.extra_objects.extend(objects)
+
+    def openmp_flags(self, msvc: bool) -> list[str]:
+        if msvc or os.environ.get("RLLAMA_OPENMP") == "0":
+            return []
+        if sys.platform == "darwin" and os.environ.get("RLLAMA_OPENMP") != "1":
+            return []  # libdispatch instead: no second OpenMP runtime in the process
+        return ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
+
+    def accepts(self, flags: list[str]) -> bool:
+        """Whether the compiler takes these flags, tried on an empty file."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "empty.c"
+            source.write_text("typedef int nothing;\n")
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+            except Exception:
+                return False
+        return True
+
+
+def extensions() -> list[Extension]:
+    core = Extension(
+        "rllama._kernels.core",
+        [str(KERNELS / "core.pyx"), *(str(KERNELS / name) for name in DRIVERS)],
+        include_dirs=[str(KERNELS)],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        depends=[str(p) for p in KERNELS.rglob("*") if p.suffix in (".h", ".inc", ".c")],
+    )
+    windows = sys.platform == "win32"
+    sampler = Extension(
+        "rllama.engine._sampler",
+        ["src/rllama/engine/_sampler.cpp"],
+        include_dirs=[pybind11.get_include(), np.get_include()],
+        language="c++",
+        extra_compile_args=["/O2", "/std:c++17", "/EHsc"]
+        if windows
+        else ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-g0"],
+    )
+    directives = {
+        "language_level": 3,
+        "boundscheck": DEBUG,
+        "wraparound": DEBUG,
+        "cdivision": True,
+        "initializedcheck": DEBUG,
+        "freethreading_compatible": True,
+    }
+    return [*cythonize([core], compiler_directives=directives), sampler]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": BuildKernels})

@@ -1,0 +1,502 @@
+"""Thin Cython over the C kernels: check, convert, release the GIL, call, translate.
+
+No algorithm lives here. Activations are `Buf`, weights are `Weight`, the arrays of a step are
+`Step`; all three hold plain pointers, so that an op costs about a microsecond to call.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+
+import numpy as np
+
+from rllama.errors import BackendError, ConfigError, ShapeError
+
+cdef extern from "rl.h" nogil:
+    enum: RL_PAGE_LEN
+    enum: RL_MAX_OUTPUTS
+    ctypedef enum rl_status:
+        RL_OK
+        RL_NO_MEMORY
+        RL_BAD_ARGUMENT
+    ctypedef struct rl_ctx:
+        pass
+    rl_ctx *rl_ctx_new(const char *isa, int n_threads) noexcept
+    void rl_ctx_free(rl_ctx *ctx) noexcept
+    const char *rl_ctx_isa(const rl_ctx *ctx) noexcept
+    int rl_ctx_threads(const rl_ctx *ctx) noexcept
+    void rl_ctx_set_serial(rl_ctx *ctx) noexcept
+    int rl_ctx_serial(const rl_ctx *ctx) noexcept
+    int rl_isa_count() noexcept
+    const char *rl_isa_name(int i) noexcept
+    int rl_isa_compiled(int i) noexcept
+    int rl_isa_usable(int i) noexcept
+    const char *rl_parallel_kind() noexcept
+    int rl_format_count() noexcept
+    const char *rl_format_name(int format) noexcept
+    int rl_format_block_len(int format) noexcept
+    int rl_format_block_bytes(int format) noexcept
+    ctypedef struct rl_weight:
+        const uint8_t *data
+        int64_t n_rows, n_cols, row_bytes
+        int32_t format
+    ctypedef struct rl_matmul_op:
+        const float *x
+        int64_t n_tokens
+        const rl_weight *w[4]
+        float *out[4]
+        int n_outputs
+        int add
+    rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) noexcept
+    rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
+                       float *out) noexcept
+    rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, float eps,
+                          int64_t n_tokens, int64_t dim, float *out) noexcept
+    rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) noexcept
+    ctypedef struct rl_rope_table:
+        int64_t max_seq_len, half_dim
+    rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim,
+                                     int64_t max_seq_len) noexcept
+    void rl_rope_table_free(rl_rope_table *table) noexcept
+    void rl_rope_table_fill(rl_rope_table *table, int64_t position) noexcept
+    ctypedef enum rl_rope_style:
+        RL_ROPE_INTERLEAVED
+        RL_ROPE_HALF
+    rl_status rl_rope(rl_ctx *ctx, float *x, int64_t n_tokens, int64_t n_heads, int64_t head_dim,
+                      const int32_t *positions, const rl_rope_table *table,
+                      rl_rope_style style) noexcept
+    enum: RL_KV_F32
+    enum: RL_KV_F16
+    ctypedef struct rl_kv:
+        int64_t n_layers, n_pages, n_kv_heads, head_dim
+    rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
+                     int32_t format) noexcept
+    void rl_kv_free(rl_kv *kv) noexcept
+    int64_t rl_kv_page_bytes(const rl_kv *kv) noexcept
+    ctypedef struct rl_attend_op:
+        const float *q
+        const float *k
+        const float *v
+        float *out
+        const int32_t *positions
+        const int32_t *seq_start
+        const int32_t *page_table
+        int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer
+        float scale
+    rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op) noexcept
+    uint64_t rl_read_all(rl_ctx *ctx, const uint8_t *data, int64_t n_bytes) noexcept
+
+PAGE_LEN = RL_PAGE_LEN
+
+
+def isa_levels():
+    """Every level of this architecture, ascending: (name, compiled, usable on this CPU)."""
+    return [
+        (rl_isa_name(i).decode(), bool(rl_isa_compiled(i)), bool(rl_isa_usable(i)))
+        for i in range(rl_isa_count())
+    ]
+
+
+def parallel_kind():
+    """The threads library of this build: "OpenMP", "libdispatch" or "serial"."""
+    return rl_parallel_kind().decode()
+
+
+def formats():
+    """The weight formats of the kernels, in order: (name, block length, block bytes)."""
+    return [
+        (rl_format_name(i).decode(), rl_format_block_len(i), rl_format_block_bytes(i))
+        for i in range(rl_format_count())
+    ]
+
+
+cdef class Weight:
+    """A weight [n_rows, n_cols] as it lies in memory; keeps its bytes alive."""
+
+    cdef rl_weight c
+    cdef const uint8_t[::1] owner
+    cdef readonly str origin
+
+    def __init__(self, const uint8_t[::1] data, int format, int64_t n_rows, int64_t n_cols,
+                 str origin=""):
+        if not 0 <= format < rl_format_count():
+            raise ShapeError(f"{origin}: no such format number: {format}")
+        cdef int64_t block_len = rl_format_block_len(format)
+        if n_rows < 1 or n_cols < 1 or n_cols % block_len:
+            raise ShapeError(f"{origin}: weight of {n_rows} x {n_cols} does not fill blocks of "
+                             f"{block_len}")
+        cdef int64_t row_bytes = n_cols // block_len * rl_format_block_bytes(format)
+        if data.shape[0] != n_rows * row_bytes:
+            raise ShapeError(f"{origin}: {data.shape[0]} bytes where {n_rows} x {n_cols} of "
+                             f"{rl_format_name(format).decode()} needs {n_rows * row_bytes}")
+        self.owner = data
+        self.origin = origin
+        self.c.data = &data[0]
+        self.c.n_rows = n_rows
+        self.c.n_cols = n_cols
+        self.c.row_bytes = row_bytes
+        self.c.format = format
+
+    @property
+    def shape(self):
+        return (self.c.n_rows, self.c.n_cols)
+
+    @property
+    def n_bytes(self):
+        return self.c.n_rows * self.c.row_bytes
+
+    @property
+    def format_name(self):
+        return rl_format_name(self.c.format).decode()
+
+
+cdef class Buf:
+    """Activations [n_rows, n_cols] f32; `array` is the same memory as numpy."""
+
+    cdef float *data
+    cdef readonly int64_t n_rows, n_cols
+    cdef readonly object array
+
+    def __init__(self, array):
+        cdef float[:, ::1] view = array
+        self.array = array
+        self.n_rows = view.shape[0]
+        self.n_cols = view.shape[1]
+        self.data = &view[0, 0] if self.n_rows and self.n_cols else NULL
+
+    @staticmethod
+    def zeros(int64_t n_rows, int64_t n_cols):
+        return Buf(np.zeros((n_rows, n_cols), dtype=np.float32))
+
+    def first(self, int64_t n_rows):
+        """The first rows, sharing memory."""
+        return Buf(self.array[:n_rows])
+
+
+cdef class Step:
+    """The arrays of a Batch, checked once, as pointers for every op of the step."""
+
+    cdef const int32_t[::1] token_ids, positions, seq_start, logit_rows
+    cdef const int32_t[:, ::1] page_table
+    cdef readonly int64_t n_tokens, n_seqs, n_logits
+    cdef int64_t pages_per_seq
+    cdef int32_t max_id, max_position
+    cdef uintptr_t checked_kv
+
+    def __init__(self, batch):
+        self.token_ids = batch.token_ids
+        self.positions = batch.positions
+        self.seq_start = batch.seq_start
+        self.page_table = batch.page_table
+        self.logit_rows = batch.logit_rows
+        self.n_tokens = self.token_ids.shape[0]
+        self.n_seqs = self.seq_start.shape[0] - 1
+        self.pages_per_seq = self.page_table.shape[1]
+        self.n_logits = self.logit_rows.shape[0]
+        self._check()
+
+    cdef int _check(self) except -1:
+        cdef int64_t t, b
+        if self.n_tokens < 1 or self.n_seqs < 1 or self.positions.shape[0] != self.n_tokens:
+            raise ShapeError(f"batch: {self.n_tokens} tokens, {self.positions.shape[0]} positions, "
+                             f"{self.n_seqs} sequences")
+        if self.page_table.shape[0] != self.n_seqs or self.pages_per_seq < 1:
+            raise ShapeError(f"batch: page table of {self.page_table.shape[0]} rows for "
+                             f"{self.n_seqs} sequences")
+        if self.seq_start[0] != 0 or self.seq_start[self.n_seqs] != self.n_tokens:
+            raise ShapeError("batch: seq_start must run from 0 to the number of tokens")
+        for b in range(self.n_seqs):
+            if self.seq_start[b + 1] <= self.seq_start[b]:
+                raise ShapeError(f"batch: sequence {b} has no tokens")
+            for t in range(self.seq_start[b] + 1, self.seq_start[b + 1]):
+                if self.positions[t] != self.positions[t - 1] + 1:
+                    raise ShapeError(f"batch: positions of sequence {b} are not consecutive")
+        self.max_id = self.max_position = 0
+        for t in range(self.n_tokens):
+            if self.token_ids[t] < 0 or self.positions[t] < 0:
+                raise ShapeError(f"batch: token {t} has id {self.token_ids[t]}, position "
+                                 f"{self.positions[t]}")
+            self.max_id = max(self.max_id, self.token_ids[t])
+            self.max_position = max(self.max_position, self.positions[t])
+        for t in range(self.n_logits):
+            if not 0 <= self.logit_rows[t] < self.n_tokens:
+                raise ShapeError(f"batch: logit row {self.logit_rows[t]} of {self.n_tokens} tokens")
+        return 0
+
+    cdef int check_pages(self, KVStore kv) except -1:
+        cdef int64_t b, j, last
+        if self.checked_kv == <uintptr_t>kv.c:
+            return 0
+        for b in range(self.n_seqs):
+            last = self.positions[self.seq_start[b + 1] - 1] // RL_PAGE_LEN
+            if last >= self.pages_per_seq:
+                raise ShapeError(f"batch: sequence {b} has no page for its last position")
+            for j in range(last + 1):
+                if not 0 <= self.page_table[b, j] < kv.c.n_pages:
+                    raise ShapeError(f"batch: page {self.page_table[b, j]} of {kv.c.n_pages}")
+        self.checked_kv = <uintptr_t>kv.c
+        return 0
+
+
+cdef class RopeTable:
+    """Cosines and sines of every position, filled as far as steps have reached."""
+
+    cdef rl_rope_table *c
+
+    def __cinit__(self, const double[::1] inv_freq, int64_t max_seq_len):
+        if inv_freq.shape[0] < 1 or max_seq_len < 1:
+            raise ShapeError("rope table: needs at least one frequency and one position")
+        self.c = rl_rope_table_new(&inv_freq[0], inv_freq.shape[0], max_seq_len)
+        if self.c == NULL:
+            raise MemoryError(f"rope table of {max_seq_len} positions")
+
+    def __dealloc__(self):
+        rl_rope_table_free(self.c)
+
+
+cdef class KVStore:
+    """Keys and values of every layer in pages; memory is taken as pages are first written."""
+
+    cdef rl_kv *c
+    cdef readonly int64_t n_pages, page_len, bytes_per_page
+
+    def __cinit__(self, int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
+                  str dtype):
+        if dtype not in ("f16", "f32"):
+            raise ConfigError(f"cache type {dtype!r}: this backend has f16 and f32")
+        if min(n_layers, n_pages, n_kv_heads, head_dim) < 1:
+            raise ShapeError("cache: every size must be at least 1")
+        self.c = rl_kv_new(n_layers, n_pages, n_kv_heads, head_dim,
+                           RL_KV_F32 if dtype == "f32" else RL_KV_F16)
+        if self.c == NULL:
+            raise MemoryError(f"a cache of {n_pages} pages")
+        self.n_pages = n_pages
+        self.page_len = RL_PAGE_LEN
+        self.bytes_per_page = rl_kv_page_bytes(self.c)
+
+    def close(self):
+        rl_kv_free(self.c)
+        self.c = NULL
+
+    def __dealloc__(self):
+        rl_kv_free(self.c)
+
+
+cdef class Context:
+    """Kernel table, threads and scratch. One thread at a time may run its ops."""
+
+    cdef rl_ctx *c
+    cdef bint busy
+
+    def __cinit__(self, *args, isa=None, int n_threads=1, **kwargs):
+        cdef bytes name
+        cdef const char *chosen = NULL
+        if n_threads < 1:
+            raise ConfigError(f"the number of threads must be at least 1, not {n_threads}")
+        if isa is not None:
+            name = isa.encode()
+            chosen = name
+            self._check_isa(isa)
+        self.c = rl_ctx_new(chosen, n_threads)
+        if self.c == NULL:
+            raise MemoryError("no memory for a kernel context")
+
+    def _check_isa(self, isa):
+        levels = {name: (compiled, usable) for name, compiled, usable in isa_levels()}
+        usable = ", ".join(n for n, (_, ok) in levels.items() if ok)
+        if isa not in levels:
+            raise ConfigError(f"unknown ISA level {isa!r}; usable here: {usable}")
+        if not levels[isa][0]:
+            raise ConfigError(f"ISA level {isa!r} is not in this build; usable here: {usable}")
+        if not levels[isa][1]:
+            raise ConfigError(f"this CPU cannot run ISA level {isa!r}; usable here: {usable}")
+
+    def __dealloc__(self):
+        rl_ctx_free(self.c)
+
+    @property
+    def isa(self):
+        return rl_ctx_isa(self.c).decode()
+
+    @property
+    def n_threads(self):
+        return rl_ctx_threads(self.c)
+
+    def set_serial(self):
+        """Run every op in the calling thread from now on (the child of a fork must)."""
+        rl_ctx_set_serial(self.c)
+
+    @property
+    def is_serial(self):
+        return bool(rl_ctx_serial(self.c))
+
+    cdef int enter(self) except -1:
+        if self.busy:
+            raise BackendError("a kernel context is already in use by another thread")
+        self.busy = True
+        return 0
+
+    cdef int leave(self, rl_status status) except -1:
+        self.busy = False
+        if status == RL_NO_MEMORY:
+            raise MemoryError("no memory for the scratch of an op")
+        if status != RL_OK:
+            raise BackendError(f"a kernel failed with status {status}")
+        return 0
+
+    def begin(self, batch, RopeTable table=None):
+        """Check the arrays of a batch once for all ops of the step. Raises ShapeError."""
+        return Step(batch)
+
+    def embed(self, Step step, Weight table, Buf out):
+        """out[T, D] = rows of the table. Raises ShapeError for an id beyond it."""
+        if step.max_id >= table.c.n_rows:
+            raise ShapeError(f"embed: token id {step.max_id} of {table.c.n_rows} rows")
+        if out.n_rows != step.n_tokens or out.n_cols != table.c.n_cols:
+            raise ShapeError(f"embed: out {(out.n_rows, out.n_cols)} for {step.n_tokens} tokens of "
+                             f"{table.c.n_cols}")
+        cdef rl_status status
+        self.enter()
+        with nogil:
+            status = rl_embed(self.c, &table.c, &step.token_ids[0], step.n_tokens, out.data)
+        self.leave(status)
+
+    def rms_norm(self, Buf x, Weight weight, float eps, Buf out):
+        """out = x / sqrt(mean(x^2) + eps) * weight; weight is F32 [1, D]."""
+        if weight.c.n_cols != x.n_cols or out.n_cols != x.n_cols or out.n_rows != x.n_rows:
+            raise ShapeError(f"rms_norm: x {(x.n_rows, x.n_cols)} weight {weight.shape} "
+                             f"out {(out.n_rows, out.n_cols)}")
+        if weight.c.format != 0 or weight.c.n_rows != 1:
+            raise ShapeError("rms_norm: the weight must be one F32 row")
+        cdef rl_status status
+        self.enter()
+        with nogil:
+            status = rl_rms_norm(self.c, x.data, <const float *>weight.c.data, eps, x.n_rows,
+                                 x.n_cols, out.data)
+        self.leave(status)
+
+    cdef int run_matmul(self, Buf x, tuple weights, tuple outs, bint add) except -1:
+        cdef rl_matmul_op op
+        cdef Weight weight
+        cdef Buf out
+        cdef rl_status status
+        cdef int i, n = <int>len(weights)
+        if n < 1 or n > RL_MAX_OUTPUTS or len(outs) != n:
+            raise ShapeError(f"matmul: {n} weights, {len(outs)} outputs")
+        for i in range(n):
+            weight = weights[i]
+            out = outs[i]
+            if weight.c.n_cols != x.n_cols or out.n_cols != weight.c.n_rows \
+                    or out.n_rows != x.n_rows:
+                raise ShapeError(f"matmul: x {(x.n_rows, x.n_cols)} w {weight.shape} "
+                                 f"out {(out.n_rows, out.n_cols)}")
+            op.w[i] = &weight.c
+            op.out[i] = out.data
+        if x.n_rows == 0:
+            return 0
+        op.x = x.data
+        op.n_tokens = x.n_rows
+        op.n_outputs = n
+        op.add = add
+        self.enter()
+        with nogil:
+            status = rl_matmul(self.c, &op)
+        self.leave(status)
+        return 0
+
+    def matmul(self, Buf x, tuple weights, tuple out):
+        """out[i][T, N_i] = x[T, K] @ weights[i][N_i, K].T for weights that share x."""
+        self.run_matmul(x, weights, out, False)
+
+    def matmul_add(self, Buf x, Weight weight, Buf into):
+        """into[T, N] += x[T, K] @ weight[N, K].T"""
+        self.run_matmul(x, (weight,), (into,), True)
+
+    def rope(self, Buf q, Buf k, Step step, RopeTable table, str style):
+        """Rotate queries and keys in place by their positions; the head width is the table's."""
+        cdef int64_t head_dim = 2 * table.c.half_dim
+        cdef rl_rope_style kind = RL_ROPE_HALF if style == "half" else RL_ROPE_INTERLEAVED
+        cdef rl_status status
+        if style not in ("half", "interleaved"):
+            raise ShapeError(f"rope: no such style: {style!r}")
+        if q.n_cols % head_dim or k.n_cols % head_dim or q.n_rows != step.n_tokens \
+                or k.n_rows != step.n_tokens:
+            raise ShapeError(f"rope: q {(q.n_rows, q.n_cols)} k {(k.n_rows, k.n_cols)} for "
+                             f"{step.n_tokens} tokens and heads of {head_dim}")
+        if step.max_position >= table.c.max_seq_len:
+            raise ShapeError(f"rope: position {step.max_position} of {table.c.max_seq_len}")
+        self.enter()
+        with nogil:
+            rl_rope_table_fill(table.c, step.max_position)
+            status = rl_rope(self.c, q.data, q.n_rows, q.n_cols // head_dim, head_dim,
+                             &step.positions[0], table.c, kind)
+            if status == RL_OK:
+                status = rl_rope(self.c, k.data, k.n_rows, k.n_cols // head_dim, head_dim,
+                                 &step.positions[0], table.c, kind)
+        self.leave(status)
+
+    def attend(self, Buf q, Buf k, Buf v, KVStore kv, int64_t layer, Step step, Buf out):
+        """Store k and v, then attend each query to positions 0 .. its own, scaled by 1/sqrt(d)."""
+        cdef rl_attend_op op
+        cdef rl_status status
+        if kv.c == NULL:
+            raise BackendError("attend: the cache is closed")
+        cdef int64_t kv_dim = kv.c.n_kv_heads * kv.c.head_dim
+        if not 0 <= layer < kv.c.n_layers:
+            raise ShapeError(f"attend: layer {layer} of {kv.c.n_layers}")
+        if k.n_cols != kv_dim or v.n_cols != kv_dim or q.n_cols % kv_dim or out.n_cols != q.n_cols:
+            raise ShapeError(f"attend: q {(q.n_rows, q.n_cols)} k {(k.n_rows, k.n_cols)} "
+                             f"v {(v.n_rows, v.n_cols)} cache width {kv_dim}")
+        if not (q.n_rows == k.n_rows == v.n_rows == out.n_rows == step.n_tokens):
+            raise ShapeError(f"attend: rows {q.n_rows} {k.n_rows} {v.n_rows} {out.n_rows} for "
+                             f"{step.n_tokens} tokens")
+        step.check_pages(kv)
+        op.q = q.data
+        op.k = k.data
+        op.v = v.data
+        op.out = out.data
+        op.positions = &step.positions[0]
+        op.seq_start = &step.seq_start[0]
+        op.page_table = &step.page_table[0, 0]
+        op.n_tokens = step.n_tokens
+        op.n_seqs = step.n_seqs
+        op.n_heads = q.n_cols // kv.c.head_dim
+        op.pages_per_seq = step.pages_per_seq
+        op.layer = layer
+        op.scale = 1.0 / (<double>kv.c.head_dim) ** 0.5
+        self.enter()
+        with nogil:
+            status = rl_attend(self.c, kv.c, &op)
+        self.leave(status)
+
+    def glu(self, Buf gate, Buf up):
+        """gate = silu(gate) * up"""
+        if gate.n_rows != up.n_rows or gate.n_cols != up.n_cols:
+            raise ShapeError(f"glu: gate {(gate.n_rows, gate.n_cols)} up {(up.n_rows, up.n_cols)}")
+        cdef rl_status status
+        self.enter()
+        with nogil:
+            status = rl_glu(self.c, gate.data, up.data, gate.n_rows * gate.n_cols)
+        self.leave(status)
+
+    def gather(self, Buf x, Step step, Buf out):
+        """out[R, D] = the rows of x whose logits are wanted."""
+        cdef int64_t r, i
+        cdef const float *source
+        if out.n_rows != step.n_logits or out.n_cols != x.n_cols or x.n_rows != step.n_tokens:
+            raise ShapeError(f"gather: x {(x.n_rows, x.n_cols)} out {(out.n_rows, out.n_cols)}")
+        with nogil:
+            for r in range(step.n_logits):
+                source = x.data + step.logit_rows[r] * x.n_cols
+                for i in range(x.n_cols):
+                    out.data[r * x.n_cols + i] = source[i]
+
+    def read_all(self, const uint8_t[::1] data):
+        """Read every byte with all threads; for measuring bandwidth."""
+        cdef uint64_t total
+        cdef int64_t n = data.shape[0]
+        if n == 0:
+            return 0
+        self.enter()
+        with nogil:
+            total = rl_read_all(self.c, &data[0], n)
+        self.leave(RL_OK)
+        return total

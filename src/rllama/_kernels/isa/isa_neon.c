@@ -1,0 +1,9 @@
+/* arm64 baseline. */
+#define RL_ISA neon
+#define RL_NEEDS (RL_CPU_NEON)
+#define RL_WITH_INT
+#define RL_WITH_FLOAT
+#define RL_WITH_ROWS
+#include "simd_neon.h"
+
+#include "body.inc"

@@ -1,0 +1,132 @@
+/* The vocabulary on arm64: 4 rows side by side. RL_DOT brings sdot. */
+#ifndef RL_SIMD_NEON_H
+#define RL_SIMD_NEON_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+#include <string.h>
+
+#define RL_R 4
+#define RL_TILE 8
+
+typedef float32x4_t rl_f32v;
+typedef int32x4_t rl_i32v;
+typedef uint8x16_t rl_row4; /* four bytes of each of 4 rows */
+
+static inline rl_f32v rl_load(const float *p) { return vld1q_f32(p); }
+static inline void rl_store(float *p, rl_f32v v) { vst1q_f32(p, v); }
+static inline rl_f32v rl_set1(float x) { return vdupq_n_f32(x); }
+static inline rl_f32v rl_zero(void) { return vdupq_n_f32(0.0f); }
+static inline rl_f32v rl_add(rl_f32v a, rl_f32v b) { return vaddq_f32(a, b); }
+static inline rl_f32v rl_sub(rl_f32v a, rl_f32v b) { return vsubq_f32(a, b); }
+static inline rl_f32v rl_mul(rl_f32v a, rl_f32v b) { return vmulq_f32(a, b); }
+static inline rl_f32v rl_div(rl_f32v a, rl_f32v b) { return vdivq_f32(a, b); }
+static inline rl_f32v rl_fma(rl_f32v a, rl_f32v b, rl_f32v c) { return vfmaq_f32(c, a, b); }
+static inline rl_f32v rl_max(rl_f32v a, rl_f32v b) { return vmaxq_f32(a, b); }
+static inline rl_f32v rl_min(rl_f32v a, rl_f32v b) { return vminq_f32(a, b); }
+static inline float rl_hsum(rl_f32v v) { return vaddvq_f32(v); }
+static inline float rl_hmax(rl_f32v v) { return vmaxvq_f32(v); }
+
+/* 2^n for whole n given as a float in [-126, 127] */
+static inline rl_f32v rl_exp2_whole(rl_f32v n) {
+    int32x4_t bits = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+    return vreinterpretq_f32_s32(vshlq_n_s32(bits, 23));
+}
+static inline rl_f32v rl_round(rl_f32v v) { return vrndnq_f32(v); }
+
+static inline rl_f32v rl_load_f16(const uint16_t *p) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
+}
+/* Round to int8; the values already lie in [-127, 127]. */
+static inline void rl_store_i8(int8_t *p, rl_f32v v) {
+    int16x4_t words = vmovn_s32(vcvtnq_s32_f32(v));
+    int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+    vst1_lane_s32((int32_t *)(void *)p, vreinterpret_s32_s8(bytes), 0);
+}
+
+/* 16 bytes of each row, transposed: out[i] holds bytes 4i..4i+3 of every row. */
+static inline void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
+    uint32x4_t r0 = vreinterpretq_u32_u8(vld1q_u8(p));
+    uint32x4_t r1 = vreinterpretq_u32_u8(vld1q_u8(p + stride));
+    uint32x4_t r2 = vreinterpretq_u32_u8(vld1q_u8(p + 2 * stride));
+    uint32x4_t r3 = vreinterpretq_u32_u8(vld1q_u8(p + 3 * stride));
+    uint64x2_t low01 = vreinterpretq_u64_u32(vzip1q_u32(r0, r1));
+    uint64x2_t low23 = vreinterpretq_u64_u32(vzip1q_u32(r2, r3));
+    uint64x2_t high01 = vreinterpretq_u64_u32(vzip2q_u32(r0, r1));
+    uint64x2_t high23 = vreinterpretq_u64_u32(vzip2q_u32(r2, r3));
+    out[0] = vreinterpretq_u8_u64(vzip1q_u64(low01, low23));
+    out[1] = vreinterpretq_u8_u64(vzip2q_u64(low01, low23));
+    out[2] = vreinterpretq_u8_u64(vzip1q_u64(high01, high23));
+    out[3] = vreinterpretq_u8_u64(vzip2q_u64(high01, high23));
+}
+
+static inline rl_f32v rl_scales_f16(const uint8_t *p, int64_t stride) {
+    uint16_t s[4];
+    for (int i = 0; i < 4; i++) memcpy(&s[i], p + i * stride, 2);
+    return rl_load_f16(s);
+}
+static inline rl_f32v rl_scales_f32(const uint8_t *p, int64_t stride) {
+    float s[4];
+    for (int i = 0; i < 4; i++) memcpy(&s[i], p + i * stride, 4);
+    return vld1q_f32(s);
+}
+
+static inline rl_row4 rl_low4(rl_row4 v) { return vandq_u8(v, vdupq_n_u8(0x0f)); }
+static inline rl_row4 rl_high4(rl_row4 v) { return vshrq_n_u8(v, 4); }
+
+/* The two 16-bit floats of each lane, widened. */
+static inline rl_f32v rl_f16_first(rl_row4 v) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_u8(v))));
+}
+static inline rl_f32v rl_f16_second(rl_row4 v) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(vreinterpretq_u32_u8(v), 16)));
+}
+static inline rl_f32v rl_bf16_first(rl_row4 v) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(v), 16));
+}
+static inline rl_f32v rl_bf16_second(rl_row4 v) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(v), vdupq_n_u32(0xffff0000u)));
+}
+static inline rl_f32v rl_as_f32(rl_row4 v) { return vreinterpretq_f32_u8(v); }
+
+static inline rl_row4 rl_load_row4(const void *p) { return vld1q_u8((const uint8_t *)p); }
+static inline void rl_store_row4(void *p, rl_row4 v) { vst1q_u8((uint8_t *)p, v); }
+
+static inline rl_i32v rl_i32_set1(int32_t x) { return vdupq_n_s32(x); }
+static inline rl_f32v rl_i32_to_f32(rl_i32v v) { return vcvtq_f32_s32(v); }
+
+static inline int8x16_t rl_four(const int8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+
+#define RL_S8_OFFSET 0
+static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
+
+#ifdef RL_DOT
+static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+    for (int i = 0; i < 8; i++)
+        init = vdotq_s32(init, vreinterpretq_s8_u8(w[i]), rl_four(a + 4 * i));
+    return init;
+}
+#else
+/* Products reach 127 * 128 = 16,256; pairs are widened before they are added. */
+static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+    for (int i = 0; i < 8; i++) {
+        int8x16_t weights = vreinterpretq_s8_u8(w[i]), four = rl_four(a + 4 * i);
+        int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(four)));
+        int32x4_t high = vpaddlq_s16(vmull_high_s8(weights, four));
+        init = vaddq_s32(init, vpaddq_s32(low, high));
+    }
+    return init;
+}
+#endif
+static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, a, init); /* 0..15 is the same signed or unsigned */
+}
+
+#endif

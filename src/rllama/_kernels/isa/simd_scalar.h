@@ -1,0 +1,167 @@
+/* The vocabulary in plain C: 4 rows side by side. It runs anywhere and says what the others do. */
+#ifndef RL_SIMD_SCALAR_H
+#define RL_SIMD_SCALAR_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define RL_R 4
+#define RL_TILE 4
+#define RL_EACH for (int i = 0; i < RL_R; i++)
+
+typedef struct { float v[RL_R]; } rl_f32v;
+typedef struct { int32_t v[RL_R]; } rl_i32v;
+typedef struct { uint32_t v[RL_R]; } rl_row4; /* four bytes of each of 4 rows */
+
+static inline rl_f32v rl_load(const float *p) { rl_f32v r; memcpy(r.v, p, sizeof r.v); return r; }
+static inline void rl_store(float *p, rl_f32v a) { memcpy(p, a.v, sizeof a.v); }
+static inline rl_f32v rl_set1(float x) { rl_f32v r; RL_EACH r.v[i] = x; return r; }
+static inline rl_f32v rl_zero(void) { return rl_set1(0.0f); }
+static inline rl_f32v rl_add(rl_f32v a, rl_f32v b) { RL_EACH a.v[i] += b.v[i]; return a; }
+static inline rl_f32v rl_sub(rl_f32v a, rl_f32v b) { RL_EACH a.v[i] -= b.v[i]; return a; }
+static inline rl_f32v rl_mul(rl_f32v a, rl_f32v b) { RL_EACH a.v[i] *= b.v[i]; return a; }
+static inline rl_f32v rl_div(rl_f32v a, rl_f32v b) { RL_EACH a.v[i] /= b.v[i]; return a; }
+static inline rl_f32v rl_fma(rl_f32v a, rl_f32v b, rl_f32v c) {
+    RL_EACH c.v[i] += a.v[i] * b.v[i];
+    return c;
+}
+static inline rl_f32v rl_max(rl_f32v a, rl_f32v b) {
+    RL_EACH a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+static inline rl_f32v rl_min(rl_f32v a, rl_f32v b) {
+    RL_EACH a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+}
+static inline float rl_hsum(rl_f32v a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
+static inline float rl_hmax(rl_f32v a) {
+    float m = a.v[0];
+    RL_EACH m = a.v[i] > m ? a.v[i] : m;
+    return m;
+}
+
+/* 2^n for whole n given as a float in [-126, 127] */
+static inline rl_f32v rl_exp2_whole(rl_f32v n) {
+    RL_EACH {
+        int32_t bits = ((int32_t)n.v[i] + 127) << 23;
+        memcpy(&n.v[i], &bits, 4);
+    }
+    return n;
+}
+static inline rl_f32v rl_round(rl_f32v a) { RL_EACH a.v[i] = rintf(a.v[i]); return a; }
+
+static inline float rl_half_to_float(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13, bits;
+    float value;
+    if (rest >= 0x0f800000u) { /* infinity, not a number */
+        bits = rest + 0x70000000u;
+        memcpy(&value, &bits, 4);
+    } else { /* 2^112 moves the exponent; subnormals come out right */
+        memcpy(&value, &rest, 4);
+        value *= 0x1p112f;
+    }
+    memcpy(&bits, &value, 4);
+    bits |= sign;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+/* Round to nearest, ties to even, as the hardware does. */
+static inline uint16_t rl_float_to_half(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    uint32_t sign = bits >> 16 & 0x8000u, mag = bits & 0x7fffffffu;
+    if (mag > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (mag >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);
+    if (mag < 0x38800000u) { /* subnormal: let the adder round at 2^-24 */
+        float value;
+        memcpy(&value, &mag, 4);
+        value += 0.5f;
+        memcpy(&mag, &value, 4);
+        return (uint16_t)(sign | (mag - 0x3f000000u));
+    }
+    mag += 0xc8000fffu + (mag >> 13 & 1u);
+    return (uint16_t)(sign | mag >> 13);
+}
+static inline rl_f32v rl_load_f16(const uint16_t *p) {
+    rl_f32v r;
+    RL_EACH r.v[i] = rl_half_to_float(p[i]);
+    return r;
+}
+static inline void rl_store_f16(uint16_t *p, rl_f32v a) {
+    RL_EACH p[i] = rl_float_to_half(a.v[i]);
+}
+/* Round to int8; the values already lie in [-127, 127]. */
+static inline void rl_store_i8(int8_t *p, rl_f32v a) { RL_EACH p[i] = (int8_t)rintf(a.v[i]); }
+
+/* 16 bytes of each row, transposed: out[i] holds bytes 4i..4i+3 of every row. */
+static inline void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
+    for (int column = 0; column < 4; column++)
+        RL_EACH memcpy(&out[column].v[i], p + i * stride + 4 * column, 4);
+}
+
+static inline rl_f32v rl_scales_f16(const uint8_t *p, int64_t stride) {
+    rl_f32v r;
+    RL_EACH {
+        uint16_t h;
+        memcpy(&h, p + i * stride, 2);
+        r.v[i] = rl_half_to_float(h);
+    }
+    return r;
+}
+static inline rl_f32v rl_scales_f32(const uint8_t *p, int64_t stride) {
+    rl_f32v r;
+    RL_EACH memcpy(&r.v[i], p + i * stride, 4);
+    return r;
+}
+
+static inline rl_row4 rl_low4(rl_row4 a) { RL_EACH a.v[i] &= 0x0f0f0f0fu; return a; }
+static inline rl_row4 rl_high4(rl_row4 a) {
+    RL_EACH a.v[i] = a.v[i] >> 4 & 0x0f0f0f0fu;
+    return a;
+}
+
+/* The two 16-bit floats of each lane, widened. */
+static inline rl_f32v rl_f16_first(rl_row4 a) {
+    rl_f32v r;
+    RL_EACH r.v[i] = rl_half_to_float((uint16_t)a.v[i]);
+    return r;
+}
+static inline rl_f32v rl_f16_second(rl_row4 a) {
+    rl_f32v r;
+    RL_EACH r.v[i] = rl_half_to_float((uint16_t)(a.v[i] >> 16));
+    return r;
+}
+static inline rl_f32v rl_as_f32(rl_row4 a) { rl_f32v r; memcpy(&r, &a, sizeof r); return r; }
+static inline rl_f32v rl_bf16_first(rl_row4 a) { RL_EACH a.v[i] <<= 16; return rl_as_f32(a); }
+static inline rl_f32v rl_bf16_second(rl_row4 a) {
+    RL_EACH a.v[i] &= 0xffff0000u;
+    return rl_as_f32(a);
+}
+
+static inline rl_row4 rl_load_row4(const void *p) { rl_row4 r; memcpy(&r, p, sizeof r); return r; }
+static inline void rl_store_row4(void *p, rl_row4 a) { memcpy(p, &a, sizeof a); }
+
+static inline rl_i32v rl_i32_set1(int32_t x) { rl_i32v r; RL_EACH r.v[i] = x; return r; }
+static inline rl_f32v rl_i32_to_f32(rl_i32v a) {
+    rl_f32v r;
+    RL_EACH r.v[i] = (float)a.v[i];
+    return r;
+}
+
+#define RL_S8_OFFSET 0
+static inline rl_row4 rl_s8_operand(rl_row4 a) { return a; }
+static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+    for (int column = 0; column < 8; column++)
+        RL_EACH {
+            int8_t four[4];
+            memcpy(four, &w[column].v[i], 4);
+            for (int j = 0; j < 4; j++) init.v[i] += four[j] * a[4 * column + j];
+        }
+    return init;
+}
+static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, a, init); /* 0..15 is the same signed or unsigned */
+}
+
+#endif

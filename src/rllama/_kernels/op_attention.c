@@ -1,0 +1,316 @@
+/* Attention driver: store the step's keys and values, then split by (query tile, KV head, span).
+ *
+ * All query heads of a KV head travel together, so the cache is read once per KV head. Spans of
+ * RL_SPAN_LEN positions are summed apart and merged in position order, whoever computed them.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "context.h"
+#include "parallel.h"
+
+#define TILE_ROWS 96     /* query rows that a prompt's work item holds */
+#define SPLIT_TOKENS 4   /* up to this many tokens of a sequence, spans become items of their own */
+#define STORE_TOKENS 16  /* tokens whose keys and values one item stores */
+#define PAGES_PER_SPAN (RL_SPAN_LEN / RL_PAGE_LEN)
+
+rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
+                 int32_t format) {
+    rl_kv *kv = calloc(1, sizeof *kv);
+    if (kv == NULL) return NULL;
+    int64_t size = format == RL_KV_F32 ? 4 : 2;
+    kv->n_layers = n_layers;
+    kv->n_pages = n_pages;
+    kv->n_kv_heads = n_kv_heads;
+    kv->head_dim = head_dim;
+    kv->format = format;
+    kv->d_padded = rl_round_up(head_dim, 16);
+    kv->k_head_bytes = head_dim * RL_PAGE_LEN * size;
+    kv->v_head_bytes = kv->d_padded * RL_PAGE_LEN * size;
+    size_t n_heads = (size_t)(n_layers * n_pages * n_kv_heads);
+    /* calloc: pages that are never used are never touched */
+    kv->keys = calloc(n_heads, (size_t)kv->k_head_bytes);
+    kv->values = calloc(n_heads, (size_t)kv->v_head_bytes);
+    if (kv->keys == NULL || kv->values == NULL) {
+        rl_kv_free(kv);
+        return NULL;
+    }
+    return kv;
+}
+
+void rl_kv_free(rl_kv *kv) {
+    if (kv == NULL) return;
+    free(kv->keys);
+    free(kv->values);
+    free(kv);
+}
+
+int64_t rl_kv_page_bytes(const rl_kv *kv) {
+    return kv->n_layers * kv->n_kv_heads * (kv->k_head_bytes + kv->v_head_bytes);
+}
+
+static uint8_t *key_page(const rl_kv *kv, int64_t layer, int64_t page, int64_t head) {
+    return kv->keys + ((layer * kv->n_pages + page) * kv->n_kv_heads + head) * kv->k_head_bytes;
+}
+
+static uint8_t *value_page(const rl_kv *kv, int64_t layer, int64_t page, int64_t head) {
+    return kv->values + ((layer * kv->n_pages + page) * kv->n_kv_heads + head) * kv->v_head_bytes;
+}
+
+/* A run of query tokens of one sequence, and the scratch of its partial results. */
+typedef struct {
+    int64_t seq, first_token, n_tokens;
+    int64_t n_spans;
+    int64_t first_item; /* items: n_kv_heads * (split ? n_spans : 1) */
+    int64_t partial;    /* offset in floats of the first span's partial results; split only */
+    int split;
+} query_tile;
+
+typedef struct {
+    rl_ctx *ctx;
+    const rl_kv *kv;
+    const rl_attend_op *op;
+    query_tile *tiles;
+    float *partials;
+    int64_t n_tiles, n_items, n_partials, heads_per_kv, tile_tokens;
+} attend_work;
+
+static int64_t seq_of_token(const rl_attend_op *op, int64_t token) {
+    int64_t seq = 0;
+    while (op->seq_start[seq + 1] <= token) seq++;
+    return seq;
+}
+
+static void store_tokens(void *arg, int64_t item, int thread) {
+    const attend_work *work = arg;
+    const rl_attend_op *op = work->op;
+    const rl_kv *kv = work->kv;
+    rl_kv_store_fn store = work->ctx->table.kv_store[kv->format];
+    int64_t first = item * STORE_TOKENS;
+    int64_t last = rl_min64(op->n_tokens, first + STORE_TOKENS), seq = seq_of_token(op, first);
+    (void)thread;
+    for (int64_t t = first; t < last; t++) {
+        while (op->seq_start[seq + 1] <= t) seq++;
+        int64_t position = op->positions[t];
+        int64_t page = op->page_table[seq * op->pages_per_seq + position / RL_PAGE_LEN];
+        for (int64_t g = 0; g < kv->n_kv_heads; g++) {
+            int64_t offset = (t * kv->n_kv_heads + g) * kv->head_dim;
+            store(op->k + offset, op->v + offset, kv->head_dim, key_page(kv, op->layer, page, g),
+                  value_page(kv, op->layer, page, g), kv->d_padded, position % RL_PAGE_LEN);
+        }
+    }
+}
+
+/* Floats of one (tile, KV head, span): max, sum and acc of every row. */
+static int64_t partial_floats(const attend_work *work, int64_t n_rows) {
+    return rl_round_up(n_rows * (2 + work->kv->d_padded), 16);
+}
+
+static void add_tile(attend_work *work, int64_t seq, int64_t first, int64_t n) {
+    const rl_attend_op *op = work->op;
+    query_tile *tile = &work->tiles[work->n_tiles++];
+    tile->seq = seq;
+    tile->first_token = first;
+    tile->n_tokens = n;
+    tile->n_spans = op->positions[first + n - 1] / RL_SPAN_LEN + 1;
+    tile->split = op->seq_start[seq + 1] - op->seq_start[seq] <= SPLIT_TOKENS && tile->n_spans > 1;
+    tile->first_item = work->n_items;
+    tile->partial = work->n_partials;
+    work->n_items += work->kv->n_kv_heads * (tile->split ? tile->n_spans : 1);
+    if (tile->split)
+        work->n_partials += work->kv->n_kv_heads * tile->n_spans *
+                            partial_floats(work, n * work->heads_per_kv);
+}
+
+static void plan_tiles(attend_work *work) {
+    const rl_attend_op *op = work->op;
+    for (int64_t seq = 0; seq < op->n_seqs; seq++)
+        for (int64_t t = op->seq_start[seq]; t < op->seq_start[seq + 1]; t += work->tile_tokens)
+            add_tile(work, seq, t, rl_min64(work->tile_tokens, op->seq_start[seq + 1] - t));
+}
+
+/* A thread's scratch for one item. */
+typedef struct {
+    float *q, *scores;
+    float *max, *sum, *acc;                   /* of the span */
+    float *state_max, *state_sum, *state_acc; /* merged */
+    int32_t *n_valid;
+} item_scratch;
+
+static int64_t scratch_floats(const attend_work *work) {
+    int64_t rows = work->tile_tokens * work->heads_per_kv;
+    return rows * (work->kv->head_dim + 2 * work->kv->d_padded + 5) + RL_MAX_TILE * RL_PAGE_LEN +
+           9 * 16;
+}
+
+static float *carve(float **next, int64_t n) {
+    float *piece = *next;
+    *next += rl_round_up(n, 16);
+    return piece;
+}
+
+static item_scratch carve_scratch(const attend_work *work, int thread) {
+    int64_t rows = work->tile_tokens * work->heads_per_kv;
+    float *next = (float *)(void *)work->ctx->private[thread].data;
+    item_scratch s;
+    s.q = carve(&next, rows * work->kv->head_dim);
+    s.scores = carve(&next, RL_MAX_TILE * RL_PAGE_LEN);
+    s.acc = carve(&next, rows * work->kv->d_padded);
+    s.state_acc = carve(&next, rows * work->kv->d_padded);
+    s.max = carve(&next, rows);
+    s.sum = carve(&next, rows);
+    s.state_max = carve(&next, rows);
+    s.state_sum = carve(&next, rows);
+    s.n_valid = (int32_t *)(void *)carve(&next, rows);
+    return s;
+}
+
+/* Rows of a tile are (token, query head of the group); q becomes tiles [d][n], scaled. */
+static void pack_queries(const attend_work *work, const query_tile *tile, int64_t g, float *out) {
+    const rl_attend_op *op = work->op;
+    int64_t d = work->kv->head_dim, per_kv = work->heads_per_kv;
+    int64_t n_rows = tile->n_tokens * per_kv, width = work->ctx->table.span_tile;
+    for (int64_t row = 0; row < n_rows; row++) {
+        int64_t token = tile->first_token + row / per_kv, head = g * per_kv + row % per_kv;
+        const float *q = op->q + (token * op->n_heads + head) * d;
+        int64_t first = row / width * width, n = rl_min64(width, n_rows - first);
+        for (int64_t k = 0; k < d; k++) out[first * d + k * n + row - first] = q[k] * op->scale;
+    }
+}
+
+static void run_span(const attend_work *work, const query_tile *tile, int64_t g, int64_t span,
+                     const item_scratch *s, float *max, float *sum, float *acc) {
+    const rl_attend_op *op = work->op;
+    const uint8_t *k_pages[PAGES_PER_SPAN], *v_pages[PAGES_PER_SPAN];
+    const int32_t *pages = op->page_table + tile->seq * op->pages_per_seq;
+    int64_t first = span * RL_SPAN_LEN, n_rows = tile->n_tokens * work->heads_per_kv;
+    int64_t last = op->positions[tile->first_token + tile->n_tokens - 1];
+    for (int64_t i = 0; i < PAGES_PER_SPAN && first + i * RL_PAGE_LEN <= last; i++) {
+        k_pages[i] = key_page(work->kv, op->layer, pages[first / RL_PAGE_LEN + i], g);
+        v_pages[i] = value_page(work->kv, op->layer, pages[first / RL_PAGE_LEN + i], g);
+    }
+    for (int64_t row = 0; row < n_rows; row++) {
+        int64_t seen = op->positions[tile->first_token + row / work->heads_per_kv] + 1 - first;
+        s->n_valid[row] = (int32_t)rl_min64(RL_SPAN_LEN, seen);
+    }
+    rl_span args = {s->q, k_pages, v_pages, s->n_valid, n_rows, work->kv->head_dim,
+                    work->kv->d_padded, max, sum, acc, s->scores};
+    work->ctx->table.span[work->kv->format](&args);
+}
+
+static void start_state(const item_scratch *s, int64_t n_rows, int64_t d_padded) {
+    for (int64_t row = 0; row < n_rows; row++) {
+        s->state_max[row] = -INFINITY;
+        s->state_sum[row] = 0.0f;
+    }
+    memset(s->state_acc, 0, (size_t)(n_rows * d_padded) * sizeof(float));
+}
+
+static void write_rows(const attend_work *work, const query_tile *tile, int64_t g,
+                       const item_scratch *s) {
+    const rl_attend_op *op = work->op;
+    int64_t d = work->kv->head_dim, per_kv = work->heads_per_kv;
+    for (int64_t row = 0; row < tile->n_tokens * per_kv; row++) {
+        int64_t token = tile->first_token + row / per_kv, head = g * per_kv + row % per_kv;
+        float *out = op->out + (token * op->n_heads + head) * d;
+        const float *acc = s->state_acc + row * work->kv->d_padded;
+        float inverse = 1.0f / s->state_sum[row];
+        for (int64_t k = 0; k < d; k++) out[k] = acc[k] * inverse;
+    }
+}
+
+static const query_tile *tile_of_item(const attend_work *work, int64_t item) {
+    int64_t low = 0, high = work->n_tiles - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (work->tiles[middle].first_item <= item)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return &work->tiles[low];
+}
+
+/* A whole tile and KV head, span by span; or one span of a split tile. */
+static void attend_item(void *arg, int64_t item, int thread) {
+    const attend_work *work = arg;
+    const query_tile *tile = tile_of_item(work, item);
+    item_scratch s = carve_scratch(work, thread);
+    int64_t n_rows = tile->n_tokens * work->heads_per_kv, d_padded = work->kv->d_padded;
+    int64_t index = item - tile->first_item;
+    if (tile->split) {
+        float *partial = work->partials + tile->partial + index * partial_floats(work, n_rows);
+        int64_t g = index / tile->n_spans;
+        pack_queries(work, tile, g, s.q);
+        run_span(work, tile, g, index % tile->n_spans, &s, partial, partial + n_rows,
+                 partial + 2 * n_rows);
+        return;
+    }
+    pack_queries(work, tile, index, s.q);
+    start_state(&s, n_rows, d_padded);
+    for (int64_t span = 0; span < tile->n_spans; span++) {
+        run_span(work, tile, index, span, &s, s.max, s.sum, s.acc);
+        work->ctx->table.merge(n_rows, d_padded, s.max, s.sum, s.acc, s.state_max, s.state_sum,
+                               s.state_acc);
+    }
+    write_rows(work, tile, index, &s);
+}
+
+static void merge_split_tiles(const attend_work *work) {
+    item_scratch s = carve_scratch(work, 0);
+    for (int64_t i = 0; i < work->n_tiles; i++) {
+        const query_tile *tile = &work->tiles[i];
+        int64_t n_rows = tile->n_tokens * work->heads_per_kv;
+        if (!tile->split) continue;
+        const float *partial = work->partials + tile->partial;
+        for (int64_t g = 0; g < work->kv->n_kv_heads; g++) {
+            start_state(&s, n_rows, work->kv->d_padded);
+            for (int64_t span = 0; span < tile->n_spans; span++) {
+                work->ctx->table.merge(n_rows, work->kv->d_padded, partial, partial + n_rows,
+                                       partial + 2 * n_rows, s.state_max, s.state_sum,
+                                       s.state_acc);
+                partial += partial_floats(work, n_rows);
+            }
+            write_rows(work, tile, g, &s);
+        }
+    }
+}
+
+static rl_status reserve(attend_work *work) {
+    int64_t most_tiles = 0;
+    for (int64_t seq = 0; seq < work->op->n_seqs; seq++)
+        most_tiles += rl_div_up(work->op->seq_start[seq + 1] - work->op->seq_start[seq],
+                                work->tile_tokens);
+    int64_t tile_bytes = rl_round_up(most_tiles * (int64_t)sizeof(query_tile), 64);
+    /* planned twice: the first pass only counts, into a first small piece of the arena */
+    work->tiles = rl_arena_get(&work->ctx->shared, (size_t)tile_bytes);
+    if (work->tiles == NULL) return RL_NO_MEMORY;
+    plan_tiles(work);
+    uint8_t *all = rl_arena_get(&work->ctx->shared,
+                                (size_t)(tile_bytes + work->n_partials * (int64_t)sizeof(float)));
+    if (all == NULL) return RL_NO_MEMORY;
+    if (all != (uint8_t *)work->tiles) {
+        work->tiles = (query_tile *)(void *)all;
+        work->n_tiles = work->n_items = work->n_partials = 0;
+        plan_tiles(work);
+    }
+    work->partials = (float *)(void *)(all + tile_bytes);
+    for (int t = 0; t < work->ctx->n_threads; t++)
+        if (rl_arena_get(&work->ctx->private[t],
+                         (size_t)scratch_floats(work) * sizeof(float)) == NULL)
+            return RL_NO_MEMORY;
+    return RL_OK;
+}
+
+rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op) {
+    attend_work work = {.ctx = ctx, .kv = kv, .op = op};
+    work.heads_per_kv = op->n_heads / kv->n_kv_heads;
+    work.tile_tokens = rl_max64(1, TILE_ROWS / work.heads_per_kv);
+    rl_status status = reserve(&work);
+    if (status != RL_OK) return status;
+    rl_parallel_for(ctx, rl_div_up(op->n_tokens, STORE_TOKENS), store_tokens, &work);
+    rl_parallel_for(ctx, work.n_items, attend_item, &work);
+    merge_split_tiles(&work);
+    return RL_OK;
+}

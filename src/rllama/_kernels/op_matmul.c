@@ -1,0 +1,238 @@
+/* Matmul driver: quantise activation rows once, cut weight rows into chunks, call the table.
+ *
+ * Few tokens: the fused kernel, straight from the file layout. More: a chunk's rows become panels
+ * that fit L2, and the GEMM body walks them tile of tokens by tile of tokens.
+ */
+#include <string.h>
+
+#include "context.h"
+#include "parallel.h"
+
+#define L2_PANEL_BYTES (192 * 1024)     /* panels that a thread keeps while tiles pass by */
+#define CHUNK_BYTES (128 * 1024)        /* weights that a thread takes at once when it decodes */
+#define INLINE_WORK (64 * 1024)         /* weights times tokens below which threads cost more */
+
+/* One weight of the op with its kernels and its share of the activations. */
+typedef struct {
+    const rl_weight *w;
+    const rl_format_row *row;
+    float *out;
+    const uint8_t *acts;
+    int64_t n_units;     /* blocks, or units of 8 columns */
+    int64_t act_bytes;   /* activations of one token */
+    int64_t panel_bytes; /* one panel */
+    int64_t n_groups, groups_per_chunk, first_chunk;
+    int copy_rows; /* columns or rows do not fill a unit: work on a zero-padded copy */
+} part;
+
+typedef struct {
+    rl_ctx *ctx;
+    const rl_matmul_op *op;
+    part parts[RL_MAX_OUTPUTS];
+    int64_t n_chunks;
+    int fused;
+} matmul_work;
+
+static int64_t unit_cols(const rl_format_row *row) {
+    return row->act == RL_ACT_Q8 ? RL_BLOCK : RL_FLOAT_UNIT;
+}
+
+static int64_t act_unit_bytes(int32_t act) {
+    if (act == RL_ACT_Q8) return (int64_t)sizeof(rl_act_block);
+    return RL_FLOAT_UNIT * (act == RL_ACT_BF16 ? 2 : 4);
+}
+
+static int64_t panel_unit_bytes(const rl_format_row *row) {
+    if (row->act == RL_ACT_Q8) return (int64_t)row->n_lanes * (RL_BLOCK + 4);
+    return (int64_t)row->n_lanes * RL_FLOAT_UNIT * (row->act == RL_ACT_BF16 ? 2 : 4);
+}
+
+static void plan_part(part *p, const rl_matmul_op *op, const rl_isa_table *table, int i,
+                      int fused) {
+    p->w = op->w[i];
+    p->out = op->out[i];
+    p->row = &table->formats[p->w->format];
+    p->n_units = rl_div_up(p->w->n_cols, unit_cols(p->row));
+    p->act_bytes = p->n_units * act_unit_bytes(p->row->act);
+    p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(p->row), 64);
+    p->n_groups = rl_div_up(p->w->n_rows, p->row->n_lanes);
+    p->copy_rows = p->w->n_cols % unit_cols(p->row) != 0 || p->w->n_rows < p->row->n_lanes;
+    int64_t group_bytes = fused ? p->row->n_lanes * p->w->row_bytes : p->panel_bytes;
+    int64_t limit = fused ? CHUNK_BYTES : L2_PANEL_BYTES;
+    p->groups_per_chunk = rl_max64(1, limit / group_bytes);
+}
+
+/* Quantise one tile of tokens for one part. Tile `item` of the op starts at token item*tile. */
+typedef struct {
+    const rl_matmul_op *op;
+    const part *p;
+    rl_quant_act_fn quant;
+    uint8_t *acts;
+    int64_t tile;
+} quant_work;
+
+static void quantise_tile(void *arg, int64_t item, int thread) {
+    const quant_work *work = arg;
+    int64_t first = item * work->tile;
+    int n = (int)rl_min64(work->tile, work->op->n_tokens - first);
+    (void)thread;
+    work->quant(work->op->x + first * work->p->w->n_cols, work->p->w->n_cols, n,
+                work->p->row->offset, work->acts + first * work->p->act_bytes);
+}
+
+/* Give every part its activations; parts of the same kind share them. */
+static rl_status prepare_activations(matmul_work *work) {
+    const rl_matmul_op *op = work->op;
+    int64_t total = 0;
+    for (int i = 0; i < op->n_outputs; i++)
+        total += rl_round_up(work->parts[i].act_bytes * op->n_tokens, 64);
+    uint8_t *next = rl_arena_get(&work->ctx->shared, (size_t)total);
+    if (next == NULL) return RL_NO_MEMORY;
+    for (int i = 0; i < op->n_outputs; i++) {
+        part *p = &work->parts[i];
+        for (int j = 0; j < i && p->acts == NULL; j++) {
+            const part *q = &work->parts[j];
+            if (q->row->act == p->row->act && q->row->offset == p->row->offset &&
+                q->row->max_tile == p->row->max_tile)
+                p->acts = q->acts;
+        }
+        if (p->acts != NULL) continue;
+        p->acts = next;
+        quant_work quant = {op, p, work->ctx->table.quant_act[p->row->act], next,
+                            p->row->max_tile};
+        rl_parallel_for(work->ctx, rl_div_up(op->n_tokens, p->row->max_tile), quantise_tile,
+                        &quant);
+        next += rl_round_up(p->act_bytes * op->n_tokens, 64);
+    }
+    return RL_OK;
+}
+
+/* The rows of a group: in place, or as a zero-padded copy where they do not fill the lanes. */
+typedef struct {
+    const uint8_t *data;
+    int64_t row_bytes;
+    int64_t first, skip; /* first row of the output; lanes before it that repeat earlier rows */
+    int64_t n;           /* rows to write */
+} row_group;
+
+static row_group take_group(const part *p, int64_t group, uint8_t *copy) {
+    int64_t lanes = p->row->n_lanes, n_rows = p->w->n_rows;
+    row_group g = {NULL, p->w->row_bytes, group * lanes, 0, 0};
+    g.n = rl_min64(lanes, n_rows - g.first);
+    int64_t start = g.first;
+    if (g.n < lanes && n_rows >= lanes) { /* the last group starts earlier; it writes its own */
+        start = n_rows - lanes;
+        g.skip = g.first - start;
+    }
+    g.data = p->w->data + start * p->w->row_bytes;
+    if (!p->copy_rows) return g;
+    int64_t padded = p->w->row_bytes; /* blocks always fill a row; floats may not fill a unit */
+    if (p->row->act != RL_ACT_Q8)
+        padded = rl_round_up(p->w->n_cols, RL_FLOAT_UNIT) * (p->w->row_bytes / p->w->n_cols);
+    memset(copy, 0, (size_t)(padded * lanes));
+    for (int64_t r = 0; r < rl_min64(lanes, n_rows); r++)
+        memcpy(copy + r * padded, g.data + r * p->w->row_bytes, (size_t)p->w->row_bytes);
+    g.data = copy;
+    g.row_bytes = padded;
+    return g;
+}
+
+static void write_tile(const part *p, const row_group *g, int64_t first_token, int n,
+                       const float *tile, int add) {
+    for (int t = 0; t < n; t++) {
+        float *out = p->out + (first_token + t) * p->w->n_rows + g->first;
+        const float *lanes = tile + t * p->row->n_lanes + g->skip;
+        if (add)
+            for (int64_t r = 0; r < g->n; r++) out[r] += lanes[r];
+        else
+            memcpy(out, lanes, (size_t)g->n * sizeof(float));
+    }
+}
+
+static void fused_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,
+                        uint8_t *copy) {
+    _Alignas(64) float tile[RL_MAX_TILE * RL_MAX_LANES];
+    int64_t n_tokens = work->op->n_tokens, step = p->row->max_tile;
+    for (int64_t group = first; group < last; group++) {
+        row_group g = take_group(p, group, copy);
+        for (int64_t token = 0; token < n_tokens; token += step) {
+            int n = (int)rl_min64(step, n_tokens - token);
+            p->row->fused(g.data, g.row_bytes, p->n_units, p->acts + token * p->act_bytes, n, tile);
+            write_tile(p, &g, token, n, tile, work->op->add);
+        }
+    }
+}
+
+static void panel_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,
+                        uint8_t *copy, uint8_t *panels) {
+    _Alignas(64) float tile[RL_MAX_TILE * RL_MAX_LANES];
+    int64_t n_tokens = work->op->n_tokens, step = p->row->max_tile;
+    for (int64_t group = first; group < last; group++) {
+        row_group g = take_group(p, group, copy);
+        p->row->panel(g.data, g.row_bytes, p->n_units, panels + (group - first) * p->panel_bytes);
+    }
+    for (int64_t token = 0; token < n_tokens; token += step) {
+        int n = (int)rl_min64(step, n_tokens - token);
+        for (int64_t group = first; group < last; group++) {
+            row_group g = {NULL, 0, group * p->row->n_lanes, 0, 0};
+            g.n = rl_min64(p->row->n_lanes, p->w->n_rows - g.first);
+            if (g.n < p->row->n_lanes && p->w->n_rows >= p->row->n_lanes)
+                g.skip = p->row->n_lanes - g.n;
+            p->row->gemm(panels + (group - first) * p->panel_bytes, p->n_units,
+                         p->acts + token * p->act_bytes, n, tile);
+            write_tile(p, &g, token, n, tile, work->op->add);
+        }
+    }
+}
+
+static void run_chunk(void *arg, int64_t chunk, int thread) {
+    const matmul_work *work = arg;
+    int i = work->op->n_outputs - 1;
+    while (work->parts[i].first_chunk > chunk) i--;
+    const part *p = &work->parts[i];
+    int64_t first = (chunk - p->first_chunk) * p->groups_per_chunk;
+    int64_t last = rl_min64(p->n_groups, first + p->groups_per_chunk);
+    uint8_t *copy = work->ctx->private[thread].data;
+    uint8_t *panels = copy + rl_round_up(p->row->n_lanes * (p->w->row_bytes + 256), 64);
+    if (work->fused)
+        fused_chunk(work, p, first, last, copy);
+    else
+        panel_chunk(work, p, first, last, copy, panels);
+}
+
+/* Every thread's scratch: a padded copy of a group of rows, and the panels of a chunk. */
+static rl_status reserve_private(matmul_work *work) {
+    int64_t most = 0;
+    for (int i = 0; i < work->op->n_outputs; i++) {
+        const part *p = &work->parts[i];
+        int64_t bytes = rl_round_up(p->row->n_lanes * (p->w->row_bytes + 256), 64);
+        if (!work->fused) bytes += p->groups_per_chunk * p->panel_bytes;
+        most = rl_max64(most, bytes);
+    }
+    for (int t = 0; t < work->ctx->n_threads; t++)
+        if (rl_arena_get(&work->ctx->private[t], (size_t)most) == NULL) return RL_NO_MEMORY;
+    return RL_OK;
+}
+
+rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
+    matmul_work work = {.ctx = ctx, .op = op};
+    int64_t n_weights = 0;
+    work.fused = 1;
+    for (int i = 0; i < op->n_outputs; i++)
+        if (op->n_tokens > ctx->table.formats[op->w[i]->format].max_tile) work.fused = 0;
+    for (int i = 0; i < op->n_outputs; i++) {
+        part *p = &work.parts[i];
+        plan_part(p, op, &ctx->table, i, work.fused);
+        p->first_chunk = work.n_chunks;
+        work.n_chunks += rl_div_up(p->n_groups, p->groups_per_chunk);
+        n_weights += p->w->n_rows * p->w->n_cols;
+    }
+    rl_status status = prepare_activations(&work);
+    if (status == RL_OK) status = reserve_private(&work);
+    if (status != RL_OK) return status;
+    if (n_weights * op->n_tokens < INLINE_WORK)
+        rl_run_inline(work.n_chunks, run_chunk, &work);
+    else
+        rl_parallel_for(ctx, work.n_chunks, run_chunk, &work);
+    return RL_OK;
+}

@@ -1,0 +1,180 @@
+/* Drivers that go row by row: embed, norm, glu, rope; and the bandwidth yardstick. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "context.h"
+#include "parallel.h"
+
+#define ROWS_PER_ITEM 16 /* rows of a prompt that a thread takes at once */
+#define GLU_PER_ITEM 16384
+
+typedef struct {
+    const rl_weight *table;
+    const int32_t *ids;
+    float *out;
+    rl_dequant_fn dequant;
+    int64_t n_tokens;
+} embed_work;
+
+static void embed_rows(void *arg, int64_t item, int thread) {
+    const embed_work *work = arg;
+    int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++)
+        work->dequant(work->table->data + work->ids[t] * work->table->row_bytes,
+                      work->table->n_cols, work->out + t * work->table->n_cols);
+}
+
+rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
+                   float *out) {
+    embed_work work = {table, ids, out, ctx->table.dequant[table->format], n_tokens};
+    rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), embed_rows, &work);
+    return RL_OK;
+}
+
+typedef struct {
+    const float *x, *weight;
+    float *out;
+    float eps;
+    rl_norm_fn norm;
+    int64_t n_tokens, dim;
+} norm_work;
+
+static void norm_rows(void *arg, int64_t item, int thread) {
+    const norm_work *work = arg;
+    int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++)
+        work->norm(work->x + t * work->dim, work->weight, work->eps, work->dim,
+                   work->out + t * work->dim);
+}
+
+rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, float eps,
+                      int64_t n_tokens, int64_t dim, float *out) {
+    norm_work work = {x, weight, out, eps, ctx->table.rms_norm, n_tokens, dim};
+    rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), norm_rows, &work);
+    return RL_OK;
+}
+
+typedef struct {
+    float *gate;
+    const float *up;
+    rl_glu_fn glu;
+    int64_t n_values;
+} glu_work;
+
+static void glu_values(void *arg, int64_t item, int thread) {
+    const glu_work *work = arg;
+    int64_t first = item * GLU_PER_ITEM;
+    (void)thread;
+    work->glu(work->gate + first, work->up + first,
+              rl_min64(GLU_PER_ITEM, work->n_values - first));
+}
+
+rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) {
+    glu_work work = {gate, up, ctx->table.glu, n_values};
+    rl_parallel_for(ctx, rl_div_up(n_values, GLU_PER_ITEM), glu_values, &work);
+    return RL_OK;
+}
+
+rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len) {
+    rl_rope_table *table = calloc(1, sizeof *table);
+    if (table == NULL) return NULL;
+    table->half_dim = half_dim;
+    table->max_seq_len = max_seq_len;
+    table->inv_freq = malloc((size_t)half_dim * sizeof(double));
+    /* calloc: rows that are never asked for are never touched */
+    table->values = calloc((size_t)(max_seq_len * half_dim), 2 * sizeof(float));
+    if (table->inv_freq == NULL || table->values == NULL) {
+        rl_rope_table_free(table);
+        return NULL;
+    }
+    memcpy(table->inv_freq, inv_freq, (size_t)half_dim * sizeof(double));
+    return table;
+}
+
+void rl_rope_table_free(rl_rope_table *table) {
+    if (table == NULL) return;
+    free(table->inv_freq);
+    free(table->values);
+    free(table);
+}
+
+void rl_rope_table_fill(rl_rope_table *table, int64_t position) {
+    for (; table->n_filled <= position; table->n_filled++) {
+        float *row = table->values + table->n_filled * table->half_dim * 2;
+        for (int64_t i = 0; i < table->half_dim; i++) {
+            double angle = (double)table->n_filled * table->inv_freq[i];
+            row[2 * i] = (float)cos(angle);
+            row[2 * i + 1] = (float)sin(angle);
+        }
+    }
+}
+
+typedef struct {
+    float *x;
+    const int32_t *positions;
+    const rl_rope_table *table;
+    int64_t n_tokens, n_heads, head_dim;
+    int64_t pair_step, partner; /* pair i is at (i*pair_step, i*pair_step + partner) */
+} rope_work;
+
+static void rotate_rows(void *arg, int64_t item, int thread) {
+    const rope_work *work = arg;
+    int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
+    int64_t half = work->table->half_dim;
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++) {
+        const float *turn = work->table->values + work->positions[t] * half * 2;
+        float *head = work->x + t * work->n_heads * work->head_dim;
+        for (int64_t h = 0; h < work->n_heads; h++, head += work->head_dim)
+            for (int64_t i = 0; i < half; i++) {
+                float *a = head + i * work->pair_step, *b = a + work->partner;
+                float first = *a, second = *b, c = turn[2 * i], s = turn[2 * i + 1];
+                *a = first * c - second * s;
+                *b = first * s + second * c;
+            }
+    }
+}
+
+rl_status rl_rope(rl_ctx *ctx, float *x, int64_t n_tokens, int64_t n_heads, int64_t head_dim,
+                  const int32_t *positions, const rl_rope_table *table, rl_rope_style style) {
+    rope_work work = {x, positions, table, n_tokens, n_heads, head_dim, 2, 1};
+    if (style == RL_ROPE_HALF) {
+        work.pair_step = 1;
+        work.partner = table->half_dim;
+    }
+    rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), rotate_rows, &work);
+    return RL_OK;
+}
+
+#define READ_BYTES (1 << 20)
+
+typedef struct {
+    const uint8_t *data;
+    int64_t n_bytes;
+    uint64_t *sums; /* one cache line a thread */
+} read_work;
+
+static void read_piece(void *arg, int64_t item, int thread) {
+    const read_work *work = arg;
+    int64_t first = item * READ_BYTES, last = rl_min64(work->n_bytes, first + READ_BYTES);
+    uint64_t sum[8] = {0};
+    for (int64_t i = first; i + 64 <= last; i += 64) {
+        uint64_t line[8];
+        memcpy(line, work->data + i, 64);
+        for (int j = 0; j < 8; j++) sum[j] += line[j];
+    }
+    for (int j = 0; j < 8; j++) work->sums[thread * 8] += sum[j];
+}
+
+uint64_t rl_read_all(rl_ctx *ctx, const uint8_t *data, int64_t n_bytes) {
+    uint64_t *sums = rl_arena_get(&ctx->shared, (size_t)ctx->n_threads * 64), total = 0;
+    if (sums == NULL) return 0;
+    memset(sums, 0, (size_t)ctx->n_threads * 64);
+    read_work work = {data, n_bytes, sums};
+    rl_parallel_for(ctx, rl_div_up(n_bytes, READ_BYTES), read_piece, &work);
+    for (int t = 0; t < ctx->n_threads; t++) total += sums[t * 8];
+    return total;
+}

@@ -1,0 +1,105 @@
+/* rl_parallel_for: OpenMP, libdispatch on macOS, or serial. */
+#include "parallel.h"
+
+#include "context.h"
+
+/* Kernels run with round-to-nearest and with subnormals, whatever the host program has set; its
+ * own setting comes back afterwards. */
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+typedef unsigned int fp_state;
+static fp_state enter_fp(void) {
+    fp_state old = _mm_getcsr();
+    _mm_setcsr(0x1f80);
+    return old;
+}
+static void leave_fp(fp_state old) { _mm_setcsr(old); }
+#elif defined(__aarch64__) && !defined(_MSC_VER)
+typedef uint64_t fp_state;
+static fp_state enter_fp(void) {
+    fp_state old;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    if (old != 0) __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0));
+    return old;
+}
+static void leave_fp(fp_state old) {
+    if (old != 0) __asm__ volatile("msr fpcr, %0" ::"r"(old));
+}
+#else
+typedef int fp_state;
+static fp_state enter_fp(void) { return 0; }
+static void leave_fp(fp_state old) { (void)old; }
+#endif
+
+void rl_run_inline(int64_t n_items, rl_item_fn fn, void *arg) {
+    fp_state host = enter_fp();
+    for (int64_t item = 0; item < n_items; item++) fn(arg, item, 0);
+    leave_fp(host);
+}
+
+#if defined(_OPENMP)
+
+#include <omp.h>
+
+const char *rl_parallel_kind(void) { return "OpenMP"; }
+
+void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg) {
+    int n_threads = ctx->n_threads < n_items ? ctx->n_threads : (int)n_items;
+    if (n_threads <= 1 || ctx->serial) {
+        rl_run_inline(n_items, fn, arg);
+        return;
+    }
+    int n = (int)n_items;
+#pragma omp parallel num_threads(n_threads)
+    {
+        fp_state host = enter_fp();
+        int item;
+#pragma omp for schedule(dynamic, 1) nowait
+        for (item = 0; item < n; item++) fn(arg, item, omp_get_thread_num());
+        leave_fp(host);
+    }
+}
+
+#elif defined(__APPLE__) && !defined(RL_SERIAL)
+
+#include <dispatch/dispatch.h>
+#include <stdatomic.h>
+
+typedef struct {
+    rl_item_fn fn;
+    void *arg;
+    int64_t n_items;
+    _Atomic int64_t next;
+} shared_work;
+
+static void take_items(void *context, size_t thread) {
+    shared_work *work = context;
+    fp_state host = enter_fp();
+    int64_t item;
+    while ((item = atomic_fetch_add(&work->next, 1)) < work->n_items)
+        work->fn(work->arg, item, (int)thread);
+    leave_fp(host);
+}
+
+const char *rl_parallel_kind(void) { return "libdispatch"; }
+
+void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg) {
+    int n_threads = ctx->n_threads < n_items ? ctx->n_threads : (int)n_items;
+    if (n_threads <= 1 || ctx->serial) {
+        rl_run_inline(n_items, fn, arg);
+        return;
+    }
+    shared_work work = {fn, arg, n_items, 0};
+    dispatch_apply_f((size_t)n_threads, DISPATCH_APPLY_AUTO, &work, take_items);
+}
+
+#else
+
+const char *rl_parallel_kind(void) { return "serial"; }
+
+void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg) {
+    (void)ctx;
+    rl_run_inline(n_items, fn, arg);
+}
+
+#endif

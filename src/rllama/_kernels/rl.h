@@ -1,0 +1,131 @@
+/* The only header that Cython sees: op structs, status codes, prototypes.
+ *
+ * Every op is validated by its caller, runs without the GIL, and cuts its work into ranges for
+ * rl_parallel_for. Shapes are written [rows, columns], rows outermost, f32 unless said otherwise.
+ */
+#ifndef RL_H
+#define RL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define RL_PAGE_LEN 64  /* positions in a page of the cache */
+#define RL_SPAN_LEN 512 /* positions that attention sums before it merges; a multiple of a page */
+
+typedef enum { RL_OK = 0, RL_NO_MEMORY = 1, RL_BAD_ARGUMENT = 2 } rl_status;
+
+typedef struct rl_ctx rl_ctx;
+
+/* ---- context ---- */
+
+/* isa: a level's name, or NULL for the best usable one. NULL when out of memory or not usable. */
+rl_ctx *rl_ctx_new(const char *isa, int n_threads);
+void rl_ctx_free(rl_ctx *ctx);
+const char *rl_ctx_isa(const rl_ctx *ctx);
+int rl_ctx_threads(const rl_ctx *ctx);
+/* After fork: the thread pool is gone in the child, so every op runs inline from now on. */
+void rl_ctx_set_serial(rl_ctx *ctx);
+int rl_ctx_serial(const rl_ctx *ctx);
+
+/* Levels in ascending order: name, compiled into this build, usable on this CPU. */
+int rl_isa_count(void);
+const char *rl_isa_name(int i);
+int rl_isa_compiled(int i);
+int rl_isa_usable(int i);
+/* Which threads library this build uses: "OpenMP", "libdispatch" or "serial". */
+const char *rl_parallel_kind(void);
+
+/* ---- formats ---- */
+
+int rl_format_count(void);
+const char *rl_format_name(int format);
+int rl_format_block_len(int format);
+int rl_format_block_bytes(int format);
+
+/* ---- ops ---- */
+
+typedef struct {
+    const uint8_t *data; /* [n_rows, row_bytes], as it lies in the file, any alignment */
+    int64_t n_rows, n_cols, row_bytes;
+    int32_t format;
+} rl_weight;
+
+#define RL_MAX_OUTPUTS 4
+
+/* out[i][T, N_i] (+)= x[T, K] . w[i][N_i, K]^T; up to RL_MAX_OUTPUTS weights share x. */
+typedef struct {
+    const float *x;
+    int64_t n_tokens;
+    const rl_weight *w[RL_MAX_OUTPUTS];
+    float *out[RL_MAX_OUTPUTS];
+    int n_outputs;
+    int add;
+} rl_matmul_op;
+
+rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op);
+
+/* out[T, D] = the rows `ids` of the table. */
+rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
+                   float *out);
+
+/* out[T, D] = x / sqrt(mean(x^2) + eps) * weight[D] */
+rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, float eps,
+                      int64_t n_tokens, int64_t dim, float *out);
+
+/* gate[i] = silu(gate[i]) * up[i] */
+rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values);
+
+/* cos and sin of every position and pair, filled as far as they have been asked for. */
+typedef struct {
+    float *values; /* [max_seq_len, half_dim, 2] */
+    double *inv_freq; /* [half_dim], radians per position */
+    int64_t max_seq_len, half_dim, n_filled;
+} rl_rope_table;
+
+rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len);
+void rl_rope_table_free(rl_rope_table *table);
+/* Fill the table up to and with this position. */
+void rl_rope_table_fill(rl_rope_table *table, int64_t position);
+
+typedef enum { RL_ROPE_INTERLEAVED = 0, RL_ROPE_HALF = 1 } rl_rope_style;
+
+/* Rotate heads in place: x[T, n_heads, head_dim]; the first 2*half_dim values of each head. */
+rl_status rl_rope(rl_ctx *ctx, float *x, int64_t n_tokens, int64_t n_heads, int64_t head_dim,
+                  const int32_t *positions, const rl_rope_table *table, rl_rope_style style);
+
+/* ---- the paged cache and attention ---- */
+
+typedef enum { RL_KV_F32 = 0, RL_KV_F16 = 1, RL_N_KV_FORMATS = 2 } rl_kv_format;
+
+/* Per layer: keys [n_pages, G, d, PAGE_LEN], values [n_pages, G, PAGE_LEN, d_padded].
+ * Keys lie position-last, so that a vector of scores needs no sum across lanes. */
+typedef struct {
+    uint8_t *keys, *values; /* allocated at once, touched page by page */
+    int64_t n_layers, n_pages, n_kv_heads, head_dim, d_padded;
+    int64_t k_head_bytes, v_head_bytes; /* one page of one head */
+    int32_t format;
+} rl_kv;
+
+rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
+                 int32_t format);
+void rl_kv_free(rl_kv *kv);
+/* Bytes that one page takes over all layers. */
+int64_t rl_kv_page_bytes(const rl_kv *kv);
+
+typedef struct {
+    const float *q, *k, *v; /* [T, H, d], [T, G, d], [T, G, d] */
+    float *out;             /* [T, H, d] */
+    const int32_t *positions, *seq_start, *page_table; /* [T], [B+1], [B, P] */
+    int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer;
+    float scale;
+} rl_attend_op;
+
+/* Store k and v into the cache, then attend every query to positions 0..its own. */
+rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op);
+
+/* ---- measuring ---- */
+
+/* Read n_bytes with all threads, for the bandwidth yardstick; the result only defeats optimisers. */
+uint64_t rl_read_all(rl_ctx *ctx, const uint8_t *data, int64_t n_bytes);
+
+#endif

@@ -1,0 +1,195 @@
+"""CpuBackend: the Backend protocol over the compiled kernels."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllama._kernels import core
+from rllama.backend import KVSpec, ScratchSpec
+from rllama.dtypes import DTYPES, F16, F32
+from rllama.errors import ConfigError, UnsupportedError
+from rllama.tensor import TensorView
+from rllama.threads import check_threads, usable_threads
+
+log = logging.getLogger(__name__)
+
+_FORMAT_NUMBER = {name: i for i, (name, _, _) in enumerate(core.formats())}
+
+
+def _check_registries() -> None:
+    """dtypes.py and the compiled kernels must know the same formats."""
+    ours = [(d.name, d.block_len, d.block_bytes) for d in DTYPES]
+    if ours != core.formats():
+        raise ImportError(f"compiled kernels are of another version: {core.formats()} != {ours}")
+
+
+_check_registries()
+
+
+@dataclass(slots=True, eq=False)
+class CpuScratch:
+    """The activation buffers of a step of some number of tokens; see backend.Scratch."""
+
+    x: core.Buf
+    h: core.Buf
+    q: core.Buf
+    k: core.Buf
+    v: core.Buf
+    a: core.Buf
+    gate: core.Buf
+    up: core.Buf
+
+
+class CpuScratchPool:
+    """Buffers for the largest step so far; smaller steps get views of them."""
+
+    def __init__(self, spec: ScratchSpec) -> None:
+        d, q, kv, f = spec.dim, spec.q_dim, spec.kv_dim, spec.ffn_dim
+        self._widths = (d, d, q, kv, kv, q, f, f)
+        self._max_tokens = spec.max_tokens
+        self._whole: CpuScratch | None = None
+        self._cut: dict[int, CpuScratch] = {}
+
+    def take(self, n_tokens: int) -> CpuScratch:
+        cut = self._cut.get(n_tokens)
+        if cut is None:
+            cut = self._make(n_tokens)
+        return cut
+
+    def _make(self, n_tokens: int) -> CpuScratch:
+        whole = self._whole
+        if whole is None or whole.x.n_rows < n_tokens:
+            size = n_tokens if n_tokens > self._max_tokens else min(
+                self._max_tokens, max(16, 1 << (n_tokens - 1).bit_length())
+            )  # fmt: skip
+            whole = CpuScratch(*(core.Buf.zeros(size, width) for width in self._widths))
+            self._whole = whole
+            self._cut.clear()
+        if len(self._cut) > 64:
+            self._cut.clear()
+        cut = CpuScratch(*(getattr(whole, name).first(n_tokens) for name in CpuScratch.__slots__))
+        self._cut[n_tokens] = cut
+        return cut
+
+
+class CpuBackend(core.Context):
+    """Kernels of one ISA level on some threads; ops are inherited from the compiled Context.
+
+    Notes:   `isa` overrides RLLAMA_ISA, which overrides the best level of this CPU; weights stay
+             where they lie, so `place` copies only what `f16` asks it to convert
+    Raises:  ConfigError for a level this CPU or build lacks
+    """
+
+    name = "cpu"
+
+    def __new__(cls, isa: str | None = None, n_threads: int | None = None) -> CpuBackend:
+        chosen = isa or os.environ.get("RLLAMA_ISA") or None
+        n = usable_threads().n_threads if n_threads is None else check_threads(n_threads)
+        self = super().__new__(cls, isa=chosen, n_threads=n)
+        _forks.watch(self)
+        return self
+
+    def __init__(self, isa: str | None = None, n_threads: int | None = None) -> None:
+        self._head_rows: core.Buf | None = None
+        self._logits: core.Buf | None = None
+
+    def place(self, view: TensorView, *, f16: bool = False) -> core.Weight:
+        """A weight over the view's own bytes; F32 and BF16 are converted if f16 is asked for."""
+        shape = view.shape if len(view.shape) == 2 else (1, *view.shape)
+        if len(shape) != 2:
+            raise UnsupportedError(f"{view.origin}: a weight has one or two axes, not {view.shape}")
+        data, dtype = view.data, view.dtype
+        if f16 and len(view.shape) == 2 and dtype.is_float and dtype is not F16:
+            data, dtype = _as_f16(view), F16
+        number = _FORMAT_NUMBER.get(dtype.name)
+        if number is None:
+            raise UnsupportedError(f"{view.origin}: no {dtype.name} kernel")
+        raw = np.frombuffer(data, dtype=np.uint8)
+        return core.Weight(raw, number, shape[0], shape[1], view.origin)
+
+    def place_norm(self, view: TensorView) -> core.Weight:
+        """A norm vector as one aligned F32 row, converted where the file has another type."""
+        values = np.ascontiguousarray(view.to_f32())
+        return core.Weight(
+            values.view(np.uint8).reshape(-1), _FORMAT_NUMBER[F32.name], 1, values.size, view.origin
+        )
+
+    def rope_table(self, max_seq_len: int, inv_freq: NDArray[np.float64]) -> core.RopeTable:
+        return core.RopeTable(np.ascontiguousarray(inv_freq, dtype=np.float64), max_seq_len)
+
+    def scratch(self, spec: ScratchSpec) -> CpuScratchPool:
+        return CpuScratchPool(spec)
+
+    def kv_store(self, spec: KVSpec) -> core.KVStore:
+        if spec.page_len != core.PAGE_LEN:
+            raise ConfigError(f"the CPU cache has pages of {core.PAGE_LEN}, not {spec.page_len}")
+        return core.KVStore(
+            spec.n_layers, spec.n_pages, spec.n_kv_heads, spec.head_dim, spec.dtype
+        )
+
+    def logits(self, x: core.Buf, step: core.Step, head: core.Weight) -> NDArray[np.float32]:
+        """[R, V] f32 of the rows that the step wants; valid until the next call."""
+        n_rows = step.n_logits
+        rows, out = self._head_rows, self._logits
+        if rows is None or out is None or (rows.n_rows, rows.n_cols) != (n_rows, x.n_cols) or (
+            out.n_cols != head.shape[0]
+        ):
+            rows = self._head_rows = core.Buf.zeros(n_rows, x.n_cols)
+            out = self._logits = core.Buf.zeros(n_rows, head.shape[0])
+        if n_rows:
+            self.gather(x, step, rows)
+            self.matmul(rows, (head,), (out,))
+        array: NDArray[np.float32] = out.array
+        return array
+
+    def close(self) -> None:
+        self._head_rows = self._logits = None
+
+
+def _as_f16(view: TensorView) -> memoryview:
+    """The values as F16, a million at a time, so that the peak is the result plus little."""
+    n = view.n_bytes // view.dtype.block_bytes
+    out = np.empty(n, dtype=np.float16)
+    step = 1 << 20
+    width = view.dtype.block_bytes
+    for first in range(0, n, step):
+        last = min(n, first + step)
+        piece = TensorView(view.data[first * width : last * width], view.dtype, (last - first,),
+                           view.origin)  # fmt: skip
+        with np.errstate(over="ignore"):
+            out[first:last] = piece.to_f32()
+    return memoryview(out.view(np.uint8))
+
+
+class _Forks:
+    """What a fork has to change: the threads library does not survive it."""
+
+    def __init__(self) -> None:
+        self.live: weakref.WeakSet[CpuBackend] = weakref.WeakSet()
+        self.in_child = False
+
+    def watch(self, backend: CpuBackend) -> None:
+        self.live.add(backend)
+        if self.in_child:
+            backend.set_serial()
+
+    def after_in_child(self) -> None:
+        if not self.live:
+            return
+        self.in_child = True
+        for backend in list(self.live):
+            backend.set_serial()
+        log.warning("after fork the kernels of this process run in one thread")
+
+
+_forks = _Forks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forks.after_in_child)
