@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -208,13 +209,14 @@ class Engine:
         plan = self.scheduler.plan()
         if not plan:
             return outputs
-        batch = self._assembler.build(plan)
+        batch, start = self._assembler.build(plan), time.perf_counter()
         try:
             logits = self.model.forward(batch, self._store)
         except Exception as error:
             return outputs + [self._fail(self._runs[seq.id], error) for seq, _ in plan]
         row = 0
         for seq, n_tokens in plan:
+            seq.started_s = seq.started_s or start
             seq.n_computed += n_tokens
             self.kv.commit(seq)
             if seq.n_computed == len(seq.token_ids):
@@ -234,6 +236,7 @@ class Engine:
             return self._fail(run, BackendError(where))
         if token_id in run.stop_ids:
             return self._finish(run, "stop")
+        seq.first_token_s = seq.first_token_s or time.perf_counter()
         seq.token_ids.append(token_id)
         run.chain.see((token_id,))
         detokenizer, text = run.detokenizer, ""
@@ -277,7 +280,7 @@ class Engine:
                 reason = "stop"
         n_prompt_done = min(seq.n_computed, seq.n_prompt)
         self.scheduler.remove(seq)
-        seq.finish_reason = reason
+        seq.finish_reason, seq.ended_s = reason, time.perf_counter()
         del self._runs[seq.id]
         return StepOutput(
             seq.id, token_ids, text, logprobs, probability, reason, n_prompt_done, error

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
-from rllama.engine.request import StepOutput
+from rllama.engine.request import Sequence, StepOutput
 
 Abort = Callable[[int], None]
 
@@ -28,10 +28,10 @@ Channel = SimpleQueue[StepOutput] | AsyncChannel
 
 
 class _Box:
-    """What both kinds share: an id, an end, and the way to give up."""
+    """What both kinds share: a sequence, an end, and the way to give up."""
 
-    def __init__(self, seq_id: int, abort: Abort) -> None:
-        self.seq_id = seq_id
+    def __init__(self, seq: Sequence, abort: Abort) -> None:
+        self.seq = seq
         self._abort = abort
         self._is_done = False
 
@@ -39,7 +39,7 @@ class _Box:
         """Give up: the request is aborted unless it has ended. May be called twice."""
         if not self._is_done:
             self._is_done = True
-            self._abort(self.seq_id)
+            self._abort(self.seq.id)
 
     def __del__(self) -> None:
         self.close()
@@ -59,8 +59,8 @@ class Outbox(_Box):
     Raises:  whatever ended the request before its time
     """
 
-    def __init__(self, seq_id: int, abort: Abort) -> None:
-        super().__init__(seq_id, abort)
+    def __init__(self, seq: Sequence, abort: Abort) -> None:
+        super().__init__(seq, abort)
         self.channel: SimpleQueue[StepOutput] = SimpleQueue()
 
     def __iter__(self) -> Outbox:
@@ -82,8 +82,8 @@ class AsyncOutbox(_Box):
     Notes: dropping it, or cancelling the task that waits on it, aborts the request
     """
 
-    def __init__(self, seq_id: int, abort: Abort) -> None:
-        super().__init__(seq_id, abort)
+    def __init__(self, seq: Sequence, abort: Abort) -> None:
+        super().__init__(seq, abort)
         self.channel = AsyncChannel()
 
     def __aiter__(self) -> AsyncOutbox:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,8 +63,9 @@ class StepOutput:
 class Sequence:
     """The running state of one request; owned by the engine.
 
-    Notes: n_computed tokens have keys and values in the cache; token_ids is prompt plus output;
-           pages, chain and n_committed belong to engine/kv.py alone
+    Units:   times in seconds of time.perf_counter; 0.0 until it has happened
+    Notes:   n_computed tokens have keys and values in the cache; token_ids is prompt plus output;
+             pages, chain and n_committed belong to engine/kv.py alone
     """
 
     request: Request
@@ -80,6 +82,10 @@ class Sequence:
     chain: bytes = b""  # hash of the first n_committed pages
     n_committed: int = 0  # full pages that are published, counted from the first
     finish_reason: FinishReason | None = None
+    submitted_s: float = field(default_factory=time.perf_counter)
+    started_s: float = 0.0  # its first step
+    first_token_s: float = 0.0
+    ended_s: float = 0.0
 
     @property
     def n_output(self) -> int:

@@ -121,14 +121,14 @@ class Worker:
         Raises:  ConfigError, ContextFullError, OverloadedError
         """
         seq = self._engine.prepare(request)
-        outbox = Outbox(seq.id, self.abort)
+        outbox = Outbox(seq, self.abort)
         self._send(seq, outbox.channel, is_bounded)
         return outbox
 
     def submit_async(self, request: Request, *, is_bounded: bool = True) -> AsyncOutbox:
         """Like submit, for the running event loop."""
         seq = self._engine.prepare(request)
-        outbox = AsyncOutbox(seq.id, self.abort)
+        outbox = AsyncOutbox(seq, self.abort)
         self._send(seq, outbox.channel, is_bounded)
         return outbox
 

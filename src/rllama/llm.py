@@ -1,0 +1,292 @@
+"""LLM: a model with its engine, for any number of threads and tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from numbers import Integral
+from types import TracebackType
+from typing import TypeGuard, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rllama.config import EngineConfig, KVDType, ModelConfig, SamplingParams
+from rllama.engine.completion import Completion, CompletionStats, Gatherer, Piece
+from rllama.engine.engine import Engine
+from rllama.engine.outbox import AsyncOutbox, Outbox
+from rllama.engine.request import Request, TokenLogprob
+from rllama.engine.stream import AsyncStream, OnPrefill, Stream
+from rllama.engine.worker import Worker
+from rllama.errors import ConfigError, RllamaError
+from rllama.loader import Loaded, StrPath, load
+from rllama.tokenizers.base import Tokenizer
+
+__all__ = [
+    "LLM",
+    "AsyncStream",
+    "Completion",
+    "CompletionStats",
+    "Piece",
+    "Stream",
+    "TokenLogprob",
+]
+
+Prompt = str | Sequence[int]
+ManyPrompts = list[str] | list[list[int]] | list[str | list[int]] | tuple[Prompt, ...]
+
+
+class LLM:
+    """A language model, ready to continue text. Use it in a `with`, or call `close`.
+
+    Notes:   path is a file or a directory, None the model that comes with the package. Threads and
+             tasks that call at the same time are batched together. The engine's thread starts with
+             the first call
+    Raises:  ConfigError, FormatError, UnsupportedError, MemoryPlanError, BackendError
+    """
+
+    def __init__(
+        self,
+        path: StrPath | None = None,
+        *,
+        tokenizer_path: StrPath | None = None,
+        param_path: StrPath | None = None,
+        f16: bool = False,
+        isa: str | None = None,
+        n_threads: int | None = None,
+        max_seq_len: int | None = None,
+        kv_dtype: KVDType = "auto",
+        max_batch_tokens: int = 512,
+        max_seqs: int = 64,
+        n_pages: int | None = None,
+        share_prefixes: bool = True,
+        on_load: Callable[[int, int], None] | None = None,
+    ) -> None:
+        engine = EngineConfig(
+            max_batch_tokens=_count("max_batch_tokens", max_batch_tokens) or 0,
+            max_seqs=_count("max_seqs", max_seqs) or 0,
+            n_pages=_count("n_pages", n_pages) or 0,
+            max_seq_len=_count("max_seq_len", max_seq_len) or 0,
+            kv_dtype=kv_dtype,
+            share_prefixes=share_prefixes,
+        )
+        if kv_dtype not in ("auto", "f32", "f16"):
+            raise ConfigError(f"kv_dtype must be auto, f32 or f16, not {kv_dtype!r}")
+        with ExitStack() as undo:
+            self.loaded: Loaded = load(
+                path,
+                tokenizer_path=tokenizer_path,
+                param_path=param_path,
+                f16=f16,
+                isa=isa,
+                n_threads=_count("n_threads", n_threads),
+                engine=engine,
+                on_progress=on_load,
+            )
+            undo.callback(self.loaded.close)
+            loaded = self.loaded
+            self._engine = Engine(loaded.model, loaded.tokenizer, loaded.engine, loaded.backend)
+            self._worker = Worker(self._engine)
+            undo.pop_all()
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's numbers."""
+        return self.loaded.cfg
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None where the checkpoint has none."""
+        return self.loaded.tokenizer
+
+    @property
+    def max_seq_len(self) -> int:
+        """Positions of the context, prompt included."""
+        return self._engine.max_seq_len
+
+    @overload
+    def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
+    @overload
+    def generate(
+        self, prompts: Sequence[int], params: SamplingParams | None = None
+    ) -> Completion: ...
+    @overload
+    def generate(
+        self, prompts: ManyPrompts, params: SamplingParams | None = None
+    ) -> list[Completion]: ...
+    def generate(
+        self,
+        prompts: Prompt | ManyPrompts,
+        params: SamplingParams | None = None,
+    ) -> Completion | list[Completion]:
+        """Continue a prompt, or a list of prompts at once.
+
+        Notes:   a prompt is a text or a list of token ids; nothing runs unless all are valid
+        Raises:  ConfigError, ContextFullError, EngineClosedError, BackendError
+        """
+        requests = self._requests(prompts, params)
+        outboxes: list[Outbox] = []
+        try:
+            for request in requests:
+                outboxes.append(self._worker.submit(request, is_bounded=False))
+            done = [Gatherer(box.seq).add_all(box) for box in outboxes]
+        finally:
+            for box in outboxes:
+                box.close()
+        return done[0] if _is_prompt(prompts) else done
+
+    @overload
+    async def agenerate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
+    @overload
+    async def agenerate(
+        self, prompts: Sequence[int], params: SamplingParams | None = None
+    ) -> Completion: ...
+    @overload
+    async def agenerate(
+        self, prompts: ManyPrompts, params: SamplingParams | None = None
+    ) -> list[Completion]: ...
+    async def agenerate(
+        self,
+        prompts: Prompt | ManyPrompts,
+        params: SamplingParams | None = None,
+    ) -> Completion | list[Completion]:
+        """Like `generate`, for an event loop; cancelling the task aborts what it asked for."""
+        requests = self._requests(prompts, params)
+        outboxes: list[AsyncOutbox] = []
+        done = []
+        try:
+            for request in requests:
+                outboxes.append(self._worker.submit_async(request, is_bounded=False))
+            for box in outboxes:
+                gatherer = Gatherer(box.seq)
+                async for output in box:
+                    gatherer.add(output)
+                done.append(gatherer.completion())
+        finally:
+            for box in outboxes:
+                box.close()
+        return done[0] if _is_prompt(prompts) else done
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        on_prefill: OnPrefill | None = None,
+    ) -> Stream:
+        """Continue one prompt piece by piece; closing or dropping the stream aborts it.
+
+        Notes:   on_prefill hears how much of the prompt is computed
+        Raises:  as generate; what is wrong with the prompt at once, the rest while it runs
+        """
+        request = self._request(prompt, params, want_probability=True)
+        return Stream(self._worker.submit(request), on_prefill)
+
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
+        """Like `stream`, for the running event loop."""
+        request = self._request(prompt, params, want_probability=True)
+        return AsyncStream(self._worker.submit_async(request))
+
+    def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after each token.
+
+        Shapes:  [T, V] f32
+        Raises:  ConfigError, ContextFullError, EngineClosedError
+        """
+        ids = _token_ids(token_ids)
+        return self._worker.call(lambda engine: engine.logits(ids)).result()
+
+    def tokenize(self, text: str, add_bos: bool | None = True) -> list[int]:
+        """The token ids of a text; add_bos None does as the model's own setting says."""
+        return self._need_tokenizer().encode(
+            text, add_bos=self._adds_bos() if add_bos is None else add_bos
+        )
+
+    def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids."""
+        return self._need_tokenizer().decode(_token_ids(token_ids))
+
+    def close(self) -> None:
+        """Abort what runs, end the engine's thread, give the memory back. May be called twice."""
+        self._worker.close()
+        self.loaded.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LLM({self.loaded.checkpoint.path!r})"
+
+    def _requests(
+        self, prompts: Prompt | ManyPrompts, params: SamplingParams | None
+    ) -> list[Request]:
+        if _is_prompt(prompts):
+            return [self._request(prompts, params)]
+        if not isinstance(prompts, Sequence):
+            raise ConfigError(f"prompts must be a text, token ids, or a list of them, not a "
+                              f"{type(prompts).__name__}")  # fmt: skip
+        requests = []
+        for i, prompt in enumerate(prompts):
+            try:
+                requests.append(self._request(prompt, params))
+            except RllamaError as error:
+                raise type(error)(f"prompt {i}: {error}") from error
+        return requests
+
+    def _request(
+        self, prompt: object, params: SamplingParams | None, *, want_probability: bool = False
+    ) -> Request:
+        if params is not None and not isinstance(params, SamplingParams):
+            raise ConfigError(f"params must be SamplingParams, not {type(params).__name__}")
+        ids = self.tokenize(prompt, None) if isinstance(prompt, str) else _token_ids(prompt)
+        sampling = (params or SamplingParams()).resolved(self.config.generation)
+        request = Request(tuple(ids), sampling, want_probability=want_probability)
+        self._engine.prepare(request)  # what is wrong with it is said here, before anything runs
+        return request
+
+    def _adds_bos(self) -> bool:
+        own = self.config.add_bos
+        return self._need_tokenizer().add_bos if own is None else own
+
+    def _need_tokenizer(self) -> Tokenizer:
+        tokenizer = self.loaded.tokenizer
+        if tokenizer is None:
+            error = ConfigError(
+                f"{self.loaded.checkpoint.path}: no tokenizer, so this model serves token ids "
+                f"alone; {self.loaded.looked_for}; name one with tokenizer_path (--tokenizer-path)"
+            )
+            error.exit_code = 1
+            raise error
+        return tokenizer
+
+
+def _is_prompt(prompts: object) -> TypeGuard[Prompt]:
+    """True for one prompt, False for a list of them; an empty list is a list of none."""
+    if isinstance(prompts, (str, np.ndarray)):
+        return True
+    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Integral)
+
+
+def _token_ids(ids: object) -> list[int]:
+    if not isinstance(ids, (Sequence, np.ndarray)) or isinstance(ids, (str, bytes)):
+        raise ConfigError(
+            f"a prompt must be a text or a list of token ids, not a {type(ids).__name__}"
+        )
+    for token_id in ids:
+        if not isinstance(token_id, Integral) or isinstance(token_id, bool):
+            raise ConfigError(f"a token id must be a whole number, not {token_id!r}")
+    return [int(token_id) for token_id in ids]
+
+
+def _count(name: str, value: int | None) -> int | None:
+    if value is None or (type(value) is int and 1 <= value < 2**31):
+        return value
+    raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -1,0 +1,181 @@
+"""From a path to a model that is ready to run: files, architecture and backend meet here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rllama import tokenizers
+from rllama.backend import Backend, get_backend
+from rllama.config import EngineConfig, ModelConfig
+from rllama.errors import ConfigError, FormatError
+from rllama.formats import open_checkpoint, tokenizer_source
+from rllama.formats.checkpoint import Checkpoint
+from rllama.memory import MemoryPlan, available_memory, plan_memory
+from rllama.models import find
+from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
+from rllama.tokenizers.base import Tokenizer
+
+log = logging.getLogger(__name__)
+
+StrPath = str | os.PathLike[str]
+
+EMBEDDED_MODEL = Path(__file__).parent / "data" / "story.gguf"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A model with everything that it needs; the engine config has no open question left.
+
+    Notes: tokenizer None where the checkpoint has none; it then serves token ids alone
+    """
+
+    checkpoint: Checkpoint
+    model: Decoder
+    tokenizer: Tokenizer | None
+    backend: Backend
+    engine: EngineConfig
+    plan: MemoryPlan
+
+    @property
+    def cfg(self) -> ModelConfig:
+        return self.model.cfg
+
+    @property
+    def looked_for(self) -> str:
+        """Where a tokenizer was looked for, for the message when there is none."""
+        path, rows = self.checkpoint.path, self.cfg.vocab_size
+        if self.checkpoint.format_name == "GGUF":
+            return "the file holds no vocabulary of a kind that is supported"
+        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+        names = f"tok{rows}.bin, tokenizer.model, tokenizer.bin"
+        return f"looked for {names} in {folder}"
+
+    def close(self) -> None:
+        """Give the backend and the mapped file back."""
+        self.backend.close()
+        self.checkpoint.close()
+
+
+def load(
+    path: StrPath | None,
+    *,
+    tokenizer_path: StrPath | None = None,
+    param_path: StrPath | None = None,
+    f16: bool = False,
+    isa: str | None = None,
+    n_threads: int | None = None,
+    engine: EngineConfig | None = None,
+    on_progress: OnProgress | None = None,
+) -> Loaded:
+    """Open a checkpoint, plan its memory, place its weights.
+
+    Notes:   path None is the model that comes with the package
+    Raises:  ConfigError, FormatError, UnsupportedError, MemoryPlanError, BackendError
+    """
+    start, wanted = time.perf_counter(), engine or EngineConfig()
+    # Asked before the file is mapped: the mapping would count against an address space limit.
+    available = available_memory()
+    with ExitStack() as undo:
+        backend = get_backend("cpu", isa=isa, n_threads=n_threads)
+        undo.callback(backend.close)
+        checkpoint = _open(path, param_path=param_path, tokenizer_path=tokenizer_path)
+        undo.callback(checkpoint.close)
+        cfg, tensors = _config_of(checkpoint), checkpoint.tensors
+        architecture = find(cfg.arch)
+        tokenizer = _tokenizer_of(checkpoint, cfg)
+        kv_dtype = natural_kv_dtype(tensors, f16=f16)
+        if wanted.kv_dtype != "auto":
+            kv_dtype = wanted.kv_dtype
+        weights_bytes = held_bytes(checkpoint, f16=f16)
+        plan = plan_memory(
+            cfg, wanted, weights_bytes=weights_bytes, kv_dtype=kv_dtype, available=available
+        )
+        settled = replace(
+            wanted, kv_dtype=kv_dtype, n_pages=plan.n_pages, max_seq_len=plan.max_seq_len
+        )
+        model = architecture(
+            cfg,
+            tensors,
+            backend,
+            f16=f16,
+            max_batch_tokens=settled.max_batch_tokens,
+            max_seq_len=settled.max_seq_len,
+            on_progress=on_progress,
+        )
+        undo.pop_all()
+    _log_load(checkpoint.path, cfg, settled, plan, time.perf_counter() - start)
+    return Loaded(checkpoint, model, tokenizer, backend, settled, plan)
+
+
+def load_tokenizer(path: StrPath) -> Tokenizer:
+    """A tokenizer alone: a SentencePiece .model, a tokenizer.bin, a GGUF, or a folder with one.
+
+    Raises:  ConfigError, FormatError, UnsupportedError
+    """
+    return tokenizers.load_tokenizer(tokenizer_source(os.fspath(path)))
+
+
+def held_bytes(checkpoint: Checkpoint, *, f16: bool) -> int:
+    """Bytes of the weights as they run; a tensor that is copied does not stay in the file."""
+    return sum(
+        (f16_copy_bytes(view) if f16 else 0) or view.n_bytes for view in checkpoint.tensors.values()
+    )
+
+
+def _open(
+    path: StrPath | None, *, param_path: StrPath | None, tokenizer_path: StrPath | None
+) -> Checkpoint:
+    if path is None and not EMBEDDED_MODEL.is_file():
+        raise ConfigError("this installation has no embedded model; name a model with its path")
+    try:
+        return open_checkpoint(
+            EMBEDDED_MODEL if path is None else path,
+            param_path=param_path,
+            tokenizer_path=tokenizer_path,
+        )
+    except ConfigError as error:
+        error.exit_code = 1  # what a file says is no mistake in the options
+        raise
+
+
+def _config_of(checkpoint: Checkpoint) -> ModelConfig:
+    if checkpoint.config is None:
+        raise FormatError(f"{checkpoint.path}: holds no model that can run")
+    return checkpoint.config
+
+
+def _tokenizer_of(checkpoint: Checkpoint, cfg: ModelConfig) -> Tokenizer | None:
+    if checkpoint.tokenizer is None:
+        return None
+    tokenizer = tokenizers.load_tokenizer(checkpoint.tokenizer)
+    if tokenizer.vocab_size > cfg.vocab_size:
+        raise FormatError(
+            f"{checkpoint.tokenizer.path or checkpoint.path}: the tokenizer has "
+            f"{tokenizer.vocab_size} pieces, but the model's embedding only {cfg.vocab_size} "
+            "rows: they do not belong together"
+        )
+    return tokenizer
+
+
+def _log_load(
+    path: str, cfg: ModelConfig, engine: EngineConfig, plan: MemoryPlan, seconds: float
+) -> None:
+    log.info(
+        "%s: %s of %d layers, width %d, %.1f MB of weights, context %d of %d, cache %s in %d "
+        "pages, ready in %.2f s",
+        path,
+        cfg.arch,
+        cfg.n_layers,
+        cfg.dim,
+        plan.weights_bytes / 1e6,
+        plan.max_seq_len,
+        cfg.max_seq_len,
+        engine.kv_dtype,
+        plan.n_pages,
+        seconds,
+    )

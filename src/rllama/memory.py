@@ -1,0 +1,213 @@
+"""Memory: what this process may take, what it has taken, and the plan made before loading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rllama.config import EngineConfig, ModelConfig
+from rllama.errors import ConfigError, MemoryPlanError
+
+_UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number just below 2^63
+_POOL_CONTEXTS = 8  # full contexts that the default cache holds at most
+
+
+@dataclass(frozen=True, slots=True)
+class Available:
+    """Memory that this process may still take, and what sets the bound.
+
+    Units: bytes
+    """
+
+    n_bytes: int
+    limit: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a model will take once it runs, settled before anything is allocated.
+
+    Units:   bytes; max_seq_len in positions
+    Notes:   the cache is touched page by page, so a pool costs nothing until it is used
+    """
+
+    weights_bytes: int
+    work_bytes: int
+    page_bytes: int
+    n_pages: int
+    max_seq_len: int
+    available: Available
+
+
+def plan_memory(
+    config: ModelConfig,
+    engine: EngineConfig,
+    *,
+    weights_bytes: int,
+    kv_dtype: Literal["f32", "f16"],
+    available: Available,
+) -> MemoryPlan:
+    """Choose context and cache so that they fit, or say by how much they do not.
+
+    Notes:   max_seq_len 0: the smaller of the trained length and what fits; n_pages 0: room for
+             up to 8 contexts within a quarter of the memory, at least for one
+    Raises:  MemoryPlanError, ConfigError
+    """
+    _check_context(config, engine)
+    work = _work_bytes(config, engine)
+    per_page = _page_bytes(config, engine.page_len, kv_dtype)
+    # One context also has its rows of the table of rotations.
+    per_context_page = per_page + engine.page_len * config.head_dim * 4
+    room = available.n_bytes - weights_bytes - work
+    asked = engine.max_seq_len or config.max_seq_len
+    fits = max(0, room // per_context_page) * engine.page_len
+    if fits < (asked if engine.max_seq_len else min(asked, engine.page_len)):
+        cache = _pages(asked, engine.page_len) * per_context_page
+        raise MemoryPlanError(
+            f"not enough memory: {_gb(weights_bytes + work + cache)} needed (weights "
+            f"{_gb(weights_bytes)}, cache of {asked} positions {_gb(cache)}, work {_gb(work)}), "
+            f"{_gb(available.n_bytes)} there ({available.limit}); {_advice(fits)}"
+        )
+    max_seq_len = min(asked, fits)
+    one = _pages(max_seq_len, engine.page_len)
+    n_pages = max(one, min(_POOL_CONTEXTS * one, available.n_bytes // 4 // per_page))
+    if engine.n_pages:
+        n_pages, max_seq_len = _asked_pages(engine, max_seq_len, room // per_page)
+    return MemoryPlan(weights_bytes, work, per_page, n_pages, max_seq_len, available)
+
+
+def _check_context(config: ModelConfig, engine: EngineConfig) -> None:
+    if engine.max_seq_len > config.max_seq_len:
+        raise ConfigError(
+            f"max_seq_len {engine.max_seq_len} is beyond the {config.max_seq_len} positions that "
+            "this model was trained for"
+        )
+
+
+def _asked_pages(engine: EngineConfig, max_seq_len: int, fits: int) -> tuple[int, int]:
+    if engine.n_pages > fits:
+        raise MemoryPlanError(
+            f"not enough memory for a cache of {engine.n_pages} pages; {fits} would fit"
+        )
+    held = engine.n_pages * engine.page_len
+    if engine.max_seq_len > held:
+        raise ConfigError(
+            f"max_seq_len {engine.max_seq_len} does not fit into the {held} positions of "
+            f"{engine.n_pages} pages"
+        )
+    return engine.n_pages, min(max_seq_len, held)
+
+
+def _advice(fits: int) -> str:
+    if fits > 0:
+        return f"a max_seq_len (--max-seq-len) of {fits} would fit"
+    return "no max_seq_len would fit: take a smaller or more strongly quantised model"
+
+
+def _pages(n_positions: int, page_len: int) -> int:
+    return -(-n_positions // page_len)
+
+
+def _page_bytes(config: ModelConfig, page_len: int, kv_dtype: Literal["f32", "f16"]) -> int:
+    width = 4 if kv_dtype == "f32" else 2
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * page_len * width
+
+
+def _work_bytes(config: ModelConfig, engine: EngineConfig) -> int:
+    """Activations of one step, their quantised copy, and the logits of every sequence."""
+    q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    per_token = 4 * (2 * config.dim + 2 * q_dim + 2 * kv_dim + 2 * config.ffn_dim)
+    quantised = 2 * max(config.dim, q_dim, config.ffn_dim)
+    logits = 4 * config.vocab_size * engine.max_seqs
+    return engine.max_batch_tokens * (per_token + quantised) + logits
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def available_memory(
+    proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> Available:
+    """The smallest of: free memory of the machine, of every cgroup above us, of our rlimit.
+
+    Notes: files in the page cache count as free, for the kernel drops them on demand
+    """
+    limits = (_machine_memory(proc), *_cgroup_limits(proc, cgroups), *_address_space(proc))
+    return min(limits, key=lambda found: found.n_bytes)
+
+
+def anonymous_bytes(proc: Path = Path("/proc")) -> int | None:
+    """Memory of this process that is no file's; None where the system does not tell."""
+    fields = _read(proc / "self" / "statm").split()
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") if fields else None
+
+
+def _machine_memory(proc: Path) -> Available:
+    for line in _read(proc / "meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return Available(int(line.split()[1]) * 1024, "free memory of this machine")
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return Available(_UNLIMITED, "unknown memory of this machine")
+    return Available(total, "memory of this machine")
+
+
+def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[Available]:
+    """Version 2 has one tree with memory.max; version 1 a tree of its own under memory/."""
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            names = ("memory.max", "memory.current", "file")
+            yield from _walk_up(cgroups, path, names)
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
+            yield from _walk_up(cgroups / "memory", path, names)
+
+
+def _walk_up(root: Path, path: str, names: tuple[str, str, str]) -> Iterator[Available]:
+    # Inside a container the path may not exist below the mount: the mount is our own group then.
+    limit, usage, cache = names
+    group = root / path.lstrip("/")
+    for folder in (group, *group.parents):
+        most = _number(_read(folder / limit))
+        if most is not None and most < _UNLIMITED:
+            used = (_number(_read(folder / usage)) or 0) - _stat(folder / "memory.stat", cache)
+            yield Available(max(0, most - max(0, used)), f"memory limit of the cgroup {folder}")
+        if folder == root:
+            return
+
+
+def _address_space(proc: Path) -> Iterator[Available]:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        fields = _read(proc / "self" / "statm").split()
+        used = int(fields[0]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+        yield Available(max(0, most - used), "address space limit of this process (ulimit -v)")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.strip().isdigit() else None
+
+
+def _stat(path: Path, key: str) -> int:
+    for line in _read(path).splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return _number(value) or 0
+    return 0
