@@ -82,8 +82,8 @@ class Decoder:
             view = tensors.get(name)
             if view is None:
                 continue
-            # Norms stay as they are: halving them saves nothing and costs accuracy.
-            placed = self.backend.place(view, f16=f16 and len(view.shape) > 1)
+            be = self.backend
+            placed = be.place_norm(view) if len(view.shape) == 1 else be.place(view, f16=f16)
             home = self if layer is None else self.layers[layer]
             setattr(home, row.name.removeprefix(_PER_LAYER), placed)
             n_done += view.n_bytes
