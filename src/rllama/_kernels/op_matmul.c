@@ -11,6 +11,7 @@
 #define L2_PANEL_BYTES (192 * 1024)     /* panels that a thread keeps while tiles pass by */
 #define CHUNK_BYTES (128 * 1024)        /* weights that a thread takes at once when it decodes */
 #define INLINE_WORK (64 * 1024)         /* weights times tokens below which threads cost more */
+#define FUSED_TILES 3                   /* up to this many tiles, unpacking again beats a panel */
 
 /* One weight of the op with its kernels and its share of the activations. */
 typedef struct {
@@ -32,6 +33,12 @@ typedef struct {
     int64_t n_chunks;
     int fused;
 } matmul_work;
+
+/* Tokens in a tile: as few tiles as can be, all about equally wide. */
+static int64_t tile_tokens(const matmul_work *work, const part *p) {
+    int64_t n_tiles = rl_div_up(work->op->n_tokens, p->row->max_tile);
+    return rl_div_up(work->op->n_tokens, n_tiles);
+}
 
 static int64_t unit_cols(const rl_format_row *row) {
     return row->act == RL_ACT_Q8 ? RL_BLOCK : RL_FLOAT_UNIT;
@@ -99,9 +106,8 @@ static rl_status prepare_activations(matmul_work *work) {
         if (p->acts != NULL) continue;
         p->acts = next;
         quant_work quant = {op, p, work->ctx->table.quant_act[p->row->act], next,
-                            p->row->max_tile};
-        rl_parallel_for(work->ctx, rl_div_up(op->n_tokens, p->row->max_tile), quantise_tile,
-                        &quant);
+                            tile_tokens(work, p)};
+        rl_parallel_for(work->ctx, rl_div_up(op->n_tokens, quant.tile), quantise_tile, &quant);
         next += rl_round_up(p->act_bytes * op->n_tokens, 64);
     }
     return RL_OK;
@@ -152,7 +158,7 @@ static void write_tile(const part *p, const row_group *g, int64_t first_token, i
 static void fused_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,
                         uint8_t *copy) {
     _Alignas(64) float tile[RL_MAX_TILE * RL_MAX_LANES];
-    int64_t n_tokens = work->op->n_tokens, step = p->row->max_tile;
+    int64_t n_tokens = work->op->n_tokens, step = tile_tokens(work, p);
     for (int64_t group = first; group < last; group++) {
         row_group g = take_group(p, group, copy);
         for (int64_t token = 0; token < n_tokens; token += step) {
@@ -166,7 +172,7 @@ static void fused_chunk(const matmul_work *work, const part *p, int64_t first, i
 static void panel_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,
                         uint8_t *copy, uint8_t *panels) {
     _Alignas(64) float tile[RL_MAX_TILE * RL_MAX_LANES];
-    int64_t n_tokens = work->op->n_tokens, step = p->row->max_tile;
+    int64_t n_tokens = work->op->n_tokens, step = tile_tokens(work, p);
     for (int64_t group = first; group < last; group++) {
         row_group g = take_group(p, group, copy);
         p->row->panel(g.data, g.row_bytes, p->n_units, panels + (group - first) * p->panel_bytes);
@@ -219,7 +225,8 @@ rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
     int64_t n_weights = 0;
     work.fused = 1;
     for (int i = 0; i < op->n_outputs; i++)
-        if (op->n_tokens > ctx->table.formats[op->w[i]->format].max_tile) work.fused = 0;
+        if (op->n_tokens > FUSED_TILES * ctx->table.formats[op->w[i]->format].max_tile)
+            work.fused = 0;
     for (int i = 0; i < op->n_outputs; i++) {
         part *p = &work.parts[i];
         plan_part(p, op, &ctx->table, i, work.fused);
