@@ -15,10 +15,11 @@ import sentencepiece
 
 from rllama.config import TokenizerSource
 
-_WORDS = (
-    "story the a wolf ran into forest happy little Lily said hello über naïve once upon time "
-    "mother father garden flower river 中文 42 1999"
-).split()
+_WORDS = [
+    "story", "the", "a", "wolf", "ran", "into", "forest", "happy", "little", "Lily", "said",
+    "hello", "über", "naïve", "once", "upon", "time", "mother", "father", "garden", "flower",
+    "river", "中文", "42", "1999",
+]  # fmt: skip
 
 
 def train(model_type: str = "bpe", rule: str = "identity", **options: Any) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,16 @@ from rllama.tokenizers import load_tokenizer
 from rllama.tokenizers.spm import SpmTokenizer
 
 TEXTS = [
-    "", " ", "   ", "\n", "\n\n \t", "Hello wolf", " Hello", "Hello  wolf ", "über naïve 中文 🦙👨‍👩‍👧",
-    "a\0b", "<s>", "</s>", "<unk>", "<0x0A>", "<sep>", "a<sep>b [x][x]", "<|im|>", "\r\n", "e\u0301",
-    "\uffff\U0010ffff", "once upon a time" * 20, "\u2581x",
+    "", " ", "   ", "\n", "\n\n \t", "Hello wolf", " Hello", "Hello  wolf ", "über naïve 中文",
+    "🦙👨\u200d👩\u200d👧", "a\0b", "<s>", "</s>", "<unk>", "<0x0A>", "<sep>", "a<sep>b [x][x]",
+    "<|im|>", "\r\n", "e\u0301", "\uffff\U0010ffff", "once upon a time" * 20, "\u2581x",
 ]  # fmt: skip
 
 text_strategy = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=60
-) | st.lists(st.sampled_from(["once", " ", "wolf", "[x]", "<s>", "\n", "é", "🦙", "\0"])).map("".join)
+) | st.lists(st.sampled_from(["once", " ", "wolf", "[x]", "<s>", "\n", "é", "🦙", "\0"])).map(
+    "".join
+)
 
 
 @pytest.fixture(scope="module", params=["model", "vocab"])
@@ -172,14 +175,20 @@ def test_add_bos_follows_the_source(vocab_source: TokenizerSource) -> None:
 )
 def test_a_megabyte_of_one_thing_takes_a_second_at_most(tokenizer: SpmTokenizer, unit: str) -> None:
     text = unit * (2**20 // len(unit.encode()))
-    start = time.perf_counter()
     ids = tokenizer.encode(text)
-    seconds = time.perf_counter() - start
     assert tokenizer.decode(ids) == text
-    assert seconds < 1.0
-    start = time.perf_counter()
-    tokenizer.encode(text, parse_special=True)
-    assert time.perf_counter() - start < 4.0
+    assert _seconds(lambda: tokenizer.encode(text)) < 1.0
+    assert _seconds(lambda: tokenizer.encode(text, parse_special=True)) < 4.0
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The best of three, so that a busy machine does not count."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe", "char", "word"])

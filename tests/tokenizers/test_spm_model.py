@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import struct
@@ -77,12 +78,16 @@ def test_damaged_protobuf_is_refused(tail: bytes, says: str) -> None:
     assert says in refused(GOOD + tail)
 
 
-def test_every_cut_of_a_model_is_refused_or_still_whole(model_bytes: bytes) -> None:
-    for n_bytes in [*range(0, 60), *range(60, len(model_bytes), 97)]:
+def test_every_cut_of_a_model_is_refused(model_bytes: bytes) -> None:
+    whole = read_spm_model(model_bytes, "some.model")
+    for n_bytes in [*range(60), *range(60, len(model_bytes), 7)]:
         try:
-            read_spm_model(model_bytes[:n_bytes], "some.model")
-        except FormatError as error:
-            assert "\n" not in str(error)
+            cut = read_spm_model(model_bytes[:n_bytes], "some.model")
+        except FormatError:
+            refused(model_bytes[:n_bytes])
+        else:
+            assert cut == whole, n_bytes  # only an empty last section may be missing
+            assert n_bytes > len(model_bytes) - 9
 
 
 def test_unknown_fields_are_skipped(tmp_path: Path) -> None:
@@ -150,7 +155,9 @@ def test_broken_characters_do_not_join_up_over_two_pieces() -> None:
         (BASE + piece(b"<0x100>", kind=6) + SPECS, "no byte"),
         (BASE + piece(b"<0x-1>", kind=6) + SPECS, "no byte"),
         (BASE + piece(b"<0x0A>", kind=6) + SPECS, "1 of the 256"),
-        (BASE + message(2, number(3, 77)), "model type 77"),
+        (BASE + message(2, number(3, 77)) + message(3, number(4, 0)), "model type 77"),
+        (BASE, "settings are missing"),
+        (BASE + message(2, number(3, 2)), "settings are missing"),
     ],
 )
 def test_contradictions_are_refused(data: bytes, says: str) -> None:
@@ -202,7 +209,7 @@ def test_charsmap_links_must_stay_inside() -> None:
 
 def test_settings_that_decoding_does_not_know_are_named() -> None:
     with pytest.raises(UnsupportedError, match="whitespace_as_suffix"):
-        read_spm_model(BASE + message(2, number(3, 2) + number(24, 1)), "m")
+        read_spm_model(GOOD + message(2, number(24, 1)), "m")
     with pytest.raises(UnsupportedError, match="denormalizer"):
         read_spm_model(GOOD + message(5, message(2, b"abcd")), "m")
 
@@ -236,11 +243,8 @@ def test_random_damage_never_leaves_our_exceptions(
                 del data[at : at + rng.randrange(1, 5)]
             else:
                 data[at:at] = rng.randbytes(rng.randrange(1, 5))
-        try:
+        with contextlib.suppress(RllamaError):  # anything else fails the test
             tokenizer = load_spm(bytes(data), TokenizerSource(kind="spm"), "some.model")
-        except RllamaError as error:
-            assert "\n" not in str(error)
-            continue
-        n_loaded += 1
-        tokenizer.decode(tokenizer.encode("the wolf [x] 中文🦙 <s>\0"))
+            tokenizer.decode(tokenizer.encode("the wolf [x] 中文🦙 <s>\0"))
+            n_loaded += 1
     assert 0 < n_loaded < 400

@@ -22,13 +22,13 @@ _NAMES = {b"\n<s>\n": b"<s>", b"\n</s>\n": b"</s>"}
 
 def looks_like_llama2c(head: bytes) -> bool:
     """Whether the first bytes of a file read as a tokenizer.bin."""
-    if len(head) < 12:
-        return False
     max_bytes = int.from_bytes(head[:4], "little")
+    if not 0 < max_bytes <= MAX_PIECE_BYTES:
+        return False
     pos, n_seen = 4, 0
     while pos + _ENTRY.size <= len(head) and n_seen < 4:
         score, n_bytes = _ENTRY.unpack_from(head, pos)
-        if not (0 <= n_bytes <= max_bytes <= MAX_PIECE_BYTES and abs(score) < 1e18):
+        if not (0 <= n_bytes <= max_bytes and abs(score) < 1e18):
             return False
         pos += _ENTRY.size + n_bytes
         n_seen += 1

@@ -80,6 +80,9 @@ def _check_pieces(vocab: Vocabulary, where: str) -> None:
 
 
 def _check_specs(parts: _Parts, where: str) -> None:
+    if not parts.trainer or not parts.normalizer:  # every writer puts both behind the pieces
+        raise FormatError(f"{where}: trainer or normaliser settings are missing behind "
+                          f"{len(parts.pieces)} pieces; the file is truncated")  # fmt: skip
     model_type = parts.trainer.get(3, 1)
     if model_type not in _MODEL_TYPES:
         raise FormatError(f"{where}: model type {model_type!r}, expected 1 to 4")
