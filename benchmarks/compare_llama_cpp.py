@@ -1,0 +1,180 @@
+"""rllama beside llama.cpp: the same file, the same threads, in turns within the same minute.
+
+Each side has a process of its own that loads the model once. In every round each runs the workload
+once; the order swaps from round to round, and the machine's limits are measured in between.
+llama.cpp runs through llama-cpp-python (build it on this machine, so that it uses the whole CPU)
+with plain and flash attention and, for several sequences, split and unified caches: its best
+figure counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import append_record, check_load, file_hash, machine, table, usable_cores
+from duel import Duel, Outcome, Worker
+from limits import Peaks
+from make_model import DRAW, model_path, type_for
+from shapes import SHAPES
+from workloads import works
+
+from rllama.dtypes import dtype_by_name
+from rllama.errors import UnsupportedError
+
+_HERE = Path(__file__).resolve().parent
+OURS, PEER = "rllama", "llama.cpp"
+_WORKS = ("prefill512", "decode", "decode_deep", "batch8", "batch16")
+_HEADER = ("work", "limit", PEER, OURS, "ratio", "of the limit", f"{PEER} of it", "memory")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", default=["tl1b", "s15m"], choices=SHAPES)
+    parser.add_argument("--types", nargs="+", default=["Q4_0", "Q8_0", "BF16", "F16"],
+                        type=str.upper, metavar="TYPE", help=", ".join(DRAW))  # fmt: skip
+    parser.add_argument("--work", nargs="+", default=list(_WORKS), choices=_WORKS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    parser.add_argument("--isa", help="force rllama's ISA level")
+    parser.add_argument("--side", choices=(OURS, PEER, "both"), default="both")
+    parser.add_argument("--peer-python", default=os.environ.get("RLLAMA_PEER_PYTHON", ""),
+                        help="a Python that has llama_cpp (default: this one)")  # fmt: skip
+    parser.add_argument("--markdown", action="store_true", help="write the table as Markdown")
+    parser.add_argument("--require-idle", action="store_true", help="refuse on a busy machine")
+    parser.add_argument("--no-record", action="store_true", help="append no lines to results/")
+    return parser.parse_args()
+
+
+def start_workers(args: argparse.Namespace, path: Path, max_seq_len: int) -> list[Worker]:
+    """The workers asked for, with the model loaded."""
+    common = [str(path), str(args.threads), str(max_seq_len)]
+    workers = []
+    if args.side in (OURS, "both"):
+        script = str(_HERE / "worker_rllama.py")
+        isa = [args.isa] if args.isa else []
+        workers.append(Worker(OURS, [sys.executable, script, *common, *isa]))
+    if args.side in (PEER, "both"):
+        script = str(_HERE / "worker_llama_cpp.py")
+        workers.append(Worker(PEER, [args.peer_python or sys.executable, script, *common]))
+    return workers
+
+
+def row(shape: str, type_name: str, outcome: Outcome) -> list[str]:
+    """One line of the table; a side that did not run leaves its cells empty."""
+    ours, peer = outcome.figures.get(OURS), outcome.figures.get(PEER)
+
+    def rate(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+    memory = "/".join(f"{f.peak_anon_bytes / 1e6:.0f}" for f in (ours, peer) if f)
+    return [
+        f"{shape} {type_name} {outcome.work.title}",
+        rate(outcome.limit),
+        rate(peer.tokens_per_s) if peer else "",
+        rate(ours.tokens_per_s) if ours else "",
+        f"{ours.tokens_per_s / peer.tokens_per_s:.2f}" if ours and peer else "",
+        f"{ours.share:.0%}" if ours else "",
+        f"{peer.share:.0%}" if peer else "",
+        f"{memory} MB",
+    ]
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def report(shape: str, type_name: str, outcome: Outcome) -> None:
+    """Progress on stderr, with what a careful reader wants to know about the run."""
+    parts = [f"{shape} {type_name} {outcome.work.name}: limit {outcome.limit:.0f}"]
+    for name, figure in outcome.figures.items():
+        parts.append(
+            f"{name} {figure.tokens_per_s:.1f} tok/s ±{figure.timing.spread / 2:.0%} "
+            f"[{figure.variant}]"
+        )
+        if figure.idle_cores > 0.02:
+            parts.append(f"{name} kept {figure.idle_cores:.2f} cores busy while idle")
+    if outcome.others_cores > 0.1:
+        parts.append(f"other work took {outcome.others_cores:.1f} cores")
+    parts.append(f"read {outcome.limits.read / 1e9:.1f} GB/s")
+    say("; ".join(parts))
+
+
+def compare(
+    args: argparse.Namespace, shape_name: str, type_name: str, peaks: Peaks
+) -> list[tuple[Outcome, dict[str, Any]]]:
+    """All workloads of one model, each with what the record says about model and engines."""
+    shape, dtype = SHAPES[shape_name], dtype_by_name(type_name)
+    path = model_path(shape_name, type_name)
+    workers = start_workers(args, path, shape.max_seq_len)
+    model = {"path": path.name, "hash": file_hash(path)}
+    extra = {"model": model, "about": {worker.name: worker.about for worker in workers}}
+    outcomes = []
+    try:
+        duel = Duel(shape, dtype, workers, peaks, args.repeats)
+        for name in args.work:
+            outcome = duel.run(works(shape)[name])
+            report(shape_name, type_name, outcome)
+            outcomes.append((outcome, extra))
+    finally:
+        for worker in workers:
+            worker.close()
+    return outcomes
+
+
+def record(args: argparse.Namespace, shape: str, type_name: str, outcome: Outcome,
+           extra: dict[str, Any], *, busy: bool) -> None:  # fmt: skip
+    options = {"threads": args.threads, "isa": args.isa, "shape": shape, "type": type_name,
+               "work": outcome.work.name, "repeats": args.repeats}  # fmt: skip
+    append_record(
+        "compare_llama_cpp", busy=busy or outcome.others_cores > 0.1, options=options,
+        limits=outcome.limits.as_dict(), limit_tokens_per_s=outcome.limit,
+        figures={name: figure.as_dict() for name, figure in outcome.figures.items()},
+        paired_ratio=outcome.paired_ratio, others_cores=outcome.others_cores, **extra,
+    )  # fmt: skip
+
+
+def title(args: argparse.Namespace, abouts: Sequence[dict[str, Any]]) -> str:
+    own = machine()
+    engines = ", ".join(dict.fromkeys(a["engine"] for about in abouts for a in about.values()))
+    return (
+        f"{dt.date.today().isoformat()}, {own['cpu']}, {args.threads} threads, {own['compiler']}, "
+        f"commit {own['commit']}; {engines}. Tokens per second, median of {args.repeats}; memory "
+        f"is peak anonymous memory, {OURS}/{PEER}."
+    )
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        for shape in args.shapes:
+            for type_name in args.types:
+                type_for(SHAPES[shape], type_name)
+    except UnsupportedError as error:
+        say(f"compare_llama_cpp: {error}")
+        return 2
+    busy = check_load(refuse=args.require_idle)
+    rows, abouts = [], []
+    peaks = Peaks(args.threads, memory_bytes=1 << 29)
+    try:
+        for shape in args.shapes:
+            for type_name in args.types:
+                for outcome, extra in compare(args, shape, type_name, peaks):
+                    rows.append(row(shape, type_name, outcome))
+                    abouts.append(extra["about"])
+                    if not args.no_record:
+                        record(args, shape, type_name, outcome, extra, busy=busy)
+    finally:
+        peaks.close()
+    print(title(args, abouts) + "\n")
+    print(table(_HEADER, rows, markdown=args.markdown))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
