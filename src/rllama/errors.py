@@ -24,6 +24,8 @@ class UnsupportedError(RllamaError):
 class ConfigError(RllamaError, ValueError):
     """Options or model numbers that contradict each other or are out of range."""
 
+    exit_code = 2  # the loader sets 1 where it was a file that said so
+
 
 class ShapeError(RllamaError, ValueError):
     """Wrong shape, dtype or contiguity at a kernel boundary."""

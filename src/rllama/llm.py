@@ -19,7 +19,7 @@ from rllama.engine.request import Request, TokenLogprob
 from rllama.engine.stream import AsyncStream, OnPrefill, Stream
 from rllama.engine.worker import Worker
 from rllama.errors import ConfigError, RllamaError
-from rllama.loader import Loaded, StrPath, load
+from rllama.loader import Loaded, StrPath, held_bytes, load
 from rllama.tokenizers.base import Tokenizer
 
 __all__ = [
@@ -103,6 +103,26 @@ class LLM:
     def max_seq_len(self) -> int:
         """Positions of the context, prompt included."""
         return self._engine.max_seq_len
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the kernels use."""
+        return self.loaded.backend.isa
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that the kernels use."""
+        return self.loaded.backend.n_threads
+
+    def step_bytes(self, n_positions: float) -> float:
+        """Bytes that one decode step reads behind so many positions: weights and cache."""
+        plan, tensors = self.loaded.plan, self.loaded.checkpoint.tensors
+        weights = plan.weights_bytes
+        if "lm_head" in tensors:
+            # A table that is no head: one row of it is read.
+            embed = held_bytes({"embed": tensors["embed"]}, f16=self.loaded.f16)
+            weights -= embed - embed // self.config.vocab_size
+        return weights + n_positions * plan.page_bytes / self.loaded.engine.page_len
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...

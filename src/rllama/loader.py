@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from rllama.formats.checkpoint import Checkpoint
 from rllama.memory import MemoryPlan, available_memory, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
+from rllama.tensor import TensorView
 from rllama.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ class Loaded:
     backend: Backend
     engine: EngineConfig
     plan: MemoryPlan
+    f16: bool
 
     @property
     def cfg(self) -> ModelConfig:
@@ -91,7 +94,7 @@ def load(
         kv_dtype = natural_kv_dtype(tensors, f16=f16)
         if wanted.kv_dtype != "auto":
             kv_dtype = wanted.kv_dtype
-        weights_bytes = held_bytes(checkpoint, f16=f16)
+        weights_bytes = held_bytes(tensors, f16=f16)
         plan = plan_memory(
             cfg, wanted, weights_bytes=weights_bytes, kv_dtype=kv_dtype, available=available
         )
@@ -109,7 +112,7 @@ def load(
         )
         undo.pop_all()
     _log_load(checkpoint.path, cfg, settled, plan, time.perf_counter() - start)
-    return Loaded(checkpoint, model, tokenizer, backend, settled, plan)
+    return Loaded(checkpoint, model, tokenizer, backend, settled, plan, f16)
 
 
 def load_tokenizer(path: StrPath) -> Tokenizer:
@@ -120,11 +123,9 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     return tokenizers.load_tokenizer(tokenizer_source(os.fspath(path)))
 
 
-def held_bytes(checkpoint: Checkpoint, *, f16: bool) -> int:
+def held_bytes(tensors: Mapping[str, TensorView], *, f16: bool) -> int:
     """Bytes of the weights as they run; a tensor that is copied does not stay in the file."""
-    return sum(
-        (f16_copy_bytes(view) if f16 else 0) or view.n_bytes for view in checkpoint.tensors.values()
-    )
+    return sum((f16_copy_bytes(view) if f16 else 0) or view.n_bytes for view in tensors.values())
 
 
 def _open(

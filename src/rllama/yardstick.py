@@ -51,10 +51,11 @@ def _records() -> dict[str, object]:
 
 
 def _key(n_threads: int) -> str:
-    return f"{platform.node()}, {_cpu_name()}, {n_threads} threads"
+    return f"{platform.node()}, {cpu_name()}, {n_threads} threads"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", errors="replace") as lines:
         for line in lines:
             if line.startswith("model name"):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from rllama.cli import exit_codes
 from rllama.config import SamplingParams, field_help
 
 
@@ -24,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 class UsageError(Exception):
     """The command line itself is wrong."""
 
-    exit_code = 2
+    exit_code = exit_codes.USAGE
 
 
 def _help_formatter(prog: str) -> argparse.HelpFormatter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 import sys
@@ -63,3 +65,33 @@ def harmless(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` without anything that would leave its line, for messages."""
     return harmless(text).replace("\n", "\\n").replace("\t", " ")
+
+
+def note(text: str) -> None:
+    """A line on stderr that is no error."""
+    _tell(f"rllama: {text}")
+
+
+def complain(text: str) -> None:
+    """The one line on stderr that says what went wrong."""
+    _tell(f"rllama: error: {text}")
+
+
+def _tell(text: str) -> None:
+    # A closed or full stderr is no reason to fail.
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(one_line(text) + "\n")
+            sys.stderr.flush()
+
+
+class NoteHandler(logging.Handler):
+    """Shows the library's warnings as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+def show_warnings() -> None:
+    """Let the library's warnings out on stderr."""
+    logging.getLogger("rllama").addHandler(NoteHandler(logging.WARNING))

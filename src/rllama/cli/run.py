@@ -1,0 +1,98 @@
+"""`rllama run`: continue one prompt, streamed."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from typing import TYPE_CHECKING
+
+from rllama.cli import exit_codes
+from rllama.cli.args import (
+    Parser,
+    add_engine_flags,
+    add_model_flags,
+    add_sampling_flags,
+    model_path,
+    sampling_params,
+)
+from rllama.cli.output import note, show_warnings, standard_output
+from rllama.cli.progress import Progress
+from rllama.cli.prompt import read_prompt
+from rllama.cli.stats import PeakMemory, banner, stats_line
+
+if TYPE_CHECKING:
+    from rllama.llm import LLM
+
+
+def add_flags(parser: Parser, *, positional: bool) -> None:
+    """The options of `run`; without a MODEL argument they are also those of plain `rllama`."""
+    group = parser.add_argument_group("prompt and output")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--prompt", metavar="TEXT", help="the text to continue; - reads stdin")
+    source.add_argument("--prompt-file", metavar="PATH", help="a file with the text to continue")
+    group.add_argument("--no-echo", action="store_true", help="leave the prompt out of the output")
+    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    add_model_flags(parser, positional=positional)
+    add_sampling_flags(parser)
+    add_engine_flags(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the prompt and its continuation; exit code 0, or 130 after Ctrl-C."""
+    path, params = model_path(options), sampling_params(options)
+    prompt = read_prompt(options)
+    out = standard_output()
+    if not options.quiet:
+        show_warnings()
+    llm = _load(options, path)
+    progress, peak = Progress("reading the prompt", " tok", shown=not options.quiet), PeakMemory()
+
+    def on_prefill(done: int, total: int) -> None:
+        peak.sample()
+        progress(done, total)
+
+    stream = llm.stream(prompt, params, on_prefill=on_prefill)
+    if not options.quiet:
+        note(banner(llm))
+    try:
+        if not options.no_echo:
+            out.write(prompt)
+        for piece in stream:
+            peak.sample()
+            out.write(piece, piece.probability)
+        exit_code = exit_codes.DONE
+    except KeyboardInterrupt:
+        # The text so far stays; a second Ctrl-C ends us on the spot.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        exit_code = exit_codes.INTERRUPTED
+    finally:
+        progress.close()
+        stream.close()
+    out.write("\n")
+    if not options.quiet:
+        note(stats_line(llm, stream.stats, peak))
+    if exit_code == exit_codes.DONE:
+        llm.close()
+    return exit_code
+
+
+def _load(options: argparse.Namespace, path: str | None) -> LLM:
+    from rllama.llm import LLM
+
+    progress = Progress("loading", "B", shown=not options.quiet)
+    try:
+        return LLM(
+            path,
+            tokenizer_path=options.tokenizer_path,
+            param_path=options.param_path,
+            f16=options.f16,
+            isa=options.isa,
+            n_threads=options.max_threads,
+            max_seq_len=options.max_seq_len,
+            kv_dtype=options.kv_dtype,
+            max_batch_tokens=options.max_batch_tokens,
+            max_seqs=1,
+            on_load=progress,
+        )
+    finally:
+        progress.close()

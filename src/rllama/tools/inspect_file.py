@@ -1,0 +1,106 @@
+"""What is in a model file: numbers, tensors, types, sizes, tokenizer."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rllama import tokenizers
+from rllama.config import TokenizerSource
+from rllama.errors import RllamaError
+from rllama.formats import open_checkpoint
+from rllama.formats.checkpoint import Checkpoint
+from rllama.loader import StrPath
+from rllama.tensor import TensorView
+
+
+def inspect_file(
+    path: StrPath, *, param_path: StrPath | None = None, tokenizer_path: StrPath | None = None
+) -> dict[str, Any]:
+    """Everything that the file says, as plain data that JSON can hold.
+
+    Notes:   opens what can be listed even if it cannot run: a vocabulary alone, unknown types
+    Raises:  FormatError, ConfigError, UnsupportedError
+    """
+    checkpoint = open_checkpoint(
+        path, param_path=param_path, tokenizer_path=tokenizer_path, lenient=True
+    )
+    try:
+        return _report(checkpoint)
+    finally:
+        checkpoint.close()
+
+
+def _report(checkpoint: Checkpoint) -> dict[str, Any]:
+    metadata = dict(checkpoint.metadata)
+    others = metadata.pop("other_tensors", [])
+    tensors = [_tensor(name, view) for name, view in checkpoint.tensors.items()]
+    tensors += [{**other, "bytes": 0, "origin": "not supported"} for other in others]
+    report = {
+        "path": os.fspath(checkpoint.path),
+        "format": checkpoint.format_name,
+        "config": None if checkpoint.config is None else _config(asdict(checkpoint.config)),
+        "tokenizer": None if checkpoint.tokenizer is None else _tokenizer(checkpoint.tokenizer),
+        "types": _types(tensors),
+        "total": {
+            "tensors": len(tensors),
+            "bytes": sum(tensor["bytes"] for tensor in tensors),
+            "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
+        },
+        "tensors": tensors,
+        "metadata": metadata,
+    }
+    plain: dict[str, Any] = _plain(report)
+    return plain
+
+
+def _tensor(name: str, view: TensorView) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": view.dtype.name,
+        "shape": list(view.shape),
+        "bytes": view.n_bytes,
+        "origin": view.origin,
+    }
+
+
+def _types(tensors: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    types: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        entry = types.setdefault(tensor["type"], {"tensors": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += tensor["bytes"]
+    return types
+
+
+def _config(numbers: dict[str, Any]) -> dict[str, Any]:
+    generation = numbers.pop("generation")
+    return numbers | {f"generation.{k}": v for k, v in generation.items() if v is not None}
+
+
+def _tokenizer(source: TokenizerSource) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": source.kind, "path": source.path}
+    try:
+        tokenizer = tokenizers.load_tokenizer(source)
+    except RllamaError as error:
+        return found | {"error": str(error)}
+    return found | {
+        "pieces": len(source.pieces) or tokenizer.vocab_size,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "add_bos": tokenizer.add_bos,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """The same with nothing in it that JSON lacks: no tuples, no NaN, no bytes."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (str, int, float)) else str(value)
