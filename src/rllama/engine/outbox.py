@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from rllama.engine.request import Sequence, StepOutput
+
+if TYPE_CHECKING:
+    import asyncio
 
 Abort = Callable[[int], None]
 
@@ -16,6 +19,8 @@ class AsyncChannel:
     """The engine's end of an AsyncOutbox: `put` works from any thread."""
 
     def __init__(self) -> None:
+        import asyncio  # it takes a tenth of the start of a program that does not need it
+
         self._loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[StepOutput] = asyncio.Queue()
 
