@@ -132,6 +132,15 @@ def test_padding_rows_decode_as_nothing(vocab_source: TokenizerSource) -> None:
         tokenizer.piece_bytes(512)
 
 
+def test_texts_beyond_the_librarys_count_are_refused(
+    tokenizer: SpmTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rllama.tokenizers.spm._MAX_TEXT_BYTES", 10)
+    assert tokenizer.encode("a" * 10)
+    with pytest.raises(ConfigError, match="text of 11 bytes"):
+        tokenizer.encode("é" * 5 + "a")
+
+
 def test_specials_are_known(tokenizer: SpmTokenizer, library: Any) -> None:
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.add_bos) == (1, 2, True)
     special = {i for i in range(tokenizer.vocab_size) if tokenizer.is_special(i)}

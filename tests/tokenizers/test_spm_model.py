@@ -15,8 +15,8 @@ import pytest
 from rllama.config import TokenizerSource
 from rllama.errors import FormatError, RllamaError, UnsupportedError
 from rllama.tokenizers import load_tokenizer
+from rllama.tokenizers.protobuf import message, number, varint
 from rllama.tokenizers.spm_model import read_spm_model
-from rllama.tokenizers.spm_proto import message, number, varint
 
 
 def piece(
@@ -207,21 +207,29 @@ def test_charsmap_links_must_stay_inside() -> None:
     assert "outside its replacements" in refused(charsmap_model(far))
 
 
-def test_settings_that_decoding_does_not_know_are_named() -> None:
+def test_settings_that_decoding_does_not_know_are_named(train_model: Callable[..., bytes]) -> None:
     with pytest.raises(UnsupportedError, match="whitespace_as_suffix"):
-        read_spm_model(GOOD + message(2, number(24, 1)), "m")
+        read_spm_model(train_model(treat_whitespace_as_suffix=True), "m")
     with pytest.raises(UnsupportedError, match="denormalizer"):
         read_spm_model(GOOD + message(5, message(2, b"abcd")), "m")
 
 
-def test_wrong_wire_types_are_refused() -> None:
-    for data in (
+@pytest.mark.parametrize(
+    "data",
+    [
         number(1, 5),
         GOOD + number(2, 5),
         message(1, number(1, 5)),
         message(1, message(1, b"a") + b"\x11" + bytes(8)),
-    ):
-        assert "wrong wire type" in refused(data)
+        # a second charsmap that is no charsmap must not hide the first one
+        charsmap_model(b"\1\2") + message(3, number(2, 0)),
+        charsmap_model(b"\1\2") + message(3, b"\x11" + bytes(8)),
+        GOOD + message(2, message(3, b"x")),
+        GOOD + message(5, number(2, 1)),
+    ],
+)
+def test_wrong_wire_types_are_refused(data: bytes) -> None:
+    assert "wire type" in refused(data)
 
 
 def test_random_damage_never_leaves_our_exceptions(

@@ -8,10 +8,17 @@ from typing import Protocol
 
 from rllama.errors import ConfigError
 from rllama.tokenizers.special_finder import SpecialFinder
-from rllama.tokenizers.vocabulary import BYTE, CONTROL, SPACE, UNKNOWN, Vocabulary, byte_value
+from rllama.tokenizers.vocabulary import (
+    BYTE,
+    CONTROL,
+    DEFAULT_UNK_SURFACE,
+    SPACE,
+    UNKNOWN,
+    Vocabulary,
+    byte_value,
+)
 
 _MAX_TEXT_BYTES = 2**31 - 1  # the library counts in int32
-_UNK_SURFACE = " \u2047 ".encode()  # what the library shows for an unknown piece
 
 
 class Encoder(Protocol):
@@ -33,7 +40,7 @@ class Specials:
     eos: int | None = None
     add_bos: bool = True
     strips_space: bool = True
-    unk_surface: bytes = _UNK_SURFACE
+    unk_surface: bytes = DEFAULT_UNK_SURFACE
 
 
 class _PieceTable(dict[int, bytes]):

@@ -26,7 +26,8 @@ def load_llama2c(data: bytes, source: TokenizerSource, where: str) -> SpmTokeniz
     """A tokenizer from the bytes of a llama2.c tokenizer.bin."""
     vocab = read_llama2c(data, where, source.vocab_size)
     encoder = _built(vocab, UNK, where, add_space_prefix=True)
-    return _tokenizer(encoder, vocab, Specials(BOS, EOS), source, where)
+    bos, eos = (i if i < len(vocab.pieces) else None for i in (BOS, EOS))
+    return _tokenizer(encoder, vocab, Specials(bos, eos), source, where)
 
 
 def load_vocabulary(source: TokenizerSource, where: str) -> SpmTokenizer:

@@ -6,27 +6,8 @@ import struct
 from collections.abc import Sequence
 
 from rllama.errors import FormatError
+from rllama.tokenizers.protobuf import message, number, varint
 from rllama.tokenizers.vocabulary import BYTE, CONTROL, SPACE, UNKNOWN, USER_DEFINED, Vocabulary
-
-
-def varint(value: int) -> bytes:
-    """A protobuf base-128 number."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def message(field: int, body: bytes) -> bytes:
-    """A length-delimited field."""
-    return varint(field << 3 | 2) + varint(len(body)) + body
-
-
-def number(field: int, value: int) -> bytes:
-    """A varint field."""
-    return varint(field << 3) + varint(value)
 
 
 class _Heads(dict[int, bytes]):

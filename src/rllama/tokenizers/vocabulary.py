@@ -11,6 +11,7 @@ from rllama.errors import FormatError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581".encode()  # stands for a space inside pieces
+DEFAULT_UNK_SURFACE = " \u2047 ".encode()  # what the library shows for an unknown piece
 MAX_PIECES = 2**22
 MAX_PIECE_BYTES = 2**16
 MAX_FILE_BYTES = 2**26
