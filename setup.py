@@ -13,7 +13,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("src/rllama/_kernels")
-DRIVERS = ["context.c", "cpu_features.c", "parallel.c", "op_matmul.c", "op_attention.c", "op_rows.c"]
+DRIVERS = [
+    "context.c", "cpu_features.c", "parallel.c", "selftest.c",
+    "op_matmul.c", "op_attention.c", "op_rows.c",
+]  # fmt: skip
 DEBUG = os.environ.get("RLLAMA_DEBUG") == "1"
 SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g"]
 

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "selftest.h"
+
 /* Levels whose flags the compiler refused are absent: setup.py defines RL_NO_<level>. */
 #define DECLARE(name) extern const rl_isa_table rl_table_##name;
 RL_ISAS(DECLARE)
@@ -64,26 +66,36 @@ static void inherit(rl_isa_table *upper, const rl_isa_table *lower) {
     if (upper->glu == NULL) upper->glu = lower->glu;
 }
 
-static int choose_level(const char *isa) {
-    for (int i = N_LEVELS - 1; i >= 0; i--)
-        if (rl_isa_usable(i) && (isa == NULL || strcmp(isa, levels[i].name) == 0)) return i;
-    return -1;
+/* The table of a level, completed from the levels below. */
+static rl_isa_table complete_table(int level) {
+    rl_isa_table table = *levels[level].table;
+    for (int i = level - 1; i >= 0; i--)
+        if (levels[i].table != NULL) inherit(&table, levels[i].table);
+    return table;
+}
+
+/* The level asked for, or the best one; a level that fails its self-test is passed over. */
+static int choose_table(const char *isa, rl_isa_table *table) {
+    for (int i = N_LEVELS - 1; i >= 0; i--) {
+        if (!rl_isa_usable(i) || (isa != NULL && strcmp(isa, levels[i].name) != 0)) continue;
+        *table = complete_table(i);
+        if (rl_table_works(table)) return 1;
+    }
+    return 0;
 }
 
 rl_ctx *rl_ctx_new(const char *isa, int n_threads) {
-    int level = choose_level(isa);
-    if (level < 0 || n_threads < 1) return NULL;
     rl_ctx *ctx = calloc(1, sizeof *ctx);
-    if (ctx == NULL) return NULL;
+    if (ctx == NULL || n_threads < 1 || !choose_table(isa, &ctx->table)) {
+        free(ctx);
+        return NULL;
+    }
     ctx->n_threads = n_threads;
     ctx->private = calloc((size_t)n_threads, sizeof *ctx->private);
     if (ctx->private == NULL) {
         free(ctx);
         return NULL;
     }
-    ctx->table = *levels[level].table;
-    for (int i = level - 1; i >= 0; i--)
-        if (levels[i].table != NULL) inherit(&ctx->table, levels[i].table);
     return ctx;
 }
 

@@ -297,7 +297,10 @@ cdef class Context:
             self._check_isa(isa)
         self.c = rl_ctx_new(chosen, n_threads)
         if self.c == NULL:
-            raise MemoryError("no memory for a kernel context")
+            raise BackendError(
+                f"ISA level {isa or 'scalar'!r} computes wrong results on this machine, or there "
+                "is no memory for a kernel context"
+            )
 
     def _check_isa(self, isa):
         levels = {name: (compiled, usable) for name, compiled, usable in isa_levels()}

@@ -18,7 +18,8 @@ typedef struct rl_ctx rl_ctx;
 
 /* ---- context ---- */
 
-/* isa: a level's name, or NULL for the best usable one. NULL when out of memory or not usable. */
+/* isa: a level's name, or NULL for the best usable one. NULL when out of memory, not usable, or
+ * when the level fails its self-test. */
 rl_ctx *rl_ctx_new(const char *isa, int n_threads);
 void rl_ctx_free(rl_ctx *ctx);
 const char *rl_ctx_isa(const rl_ctx *ctx);
