@@ -26,12 +26,17 @@
 #include <utility>
 #include <vector>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 namespace py = pybind11;
 
 namespace {
 
 constexpr int64_t kBlock = 128;  // ids per block maximum; a few cache lines
 constexpr int64_t kMaxVocab = int64_t{1} << 19;
+constexpr double kUnit = 1.0 / (int64_t{1} << 34);  // weights are multiples of this
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 struct Item {
@@ -44,12 +49,27 @@ inline bool before(const Item &a, const Item &b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
-// exp(x) for x <= 0, relative error under 2e-7; 0 below -87. No branch, so that loops vectorise.
+inline uint32_t bits_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+inline float float_of(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// exp(x) for x <= 0, relative error under 2e-7; what is below -87, -inf too, counts as -87, whose
+// exp is far below 2^-34. The clamp works on integers: a comparison of floats may trap, and keeps
+// compilers from vectorising the loops around it.
 inline float exp_neg(float x) {
-    const float clamped = x < -87.0f ? -87.0f : x;
-    const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole k
+    const int32_t size = static_cast<int32_t>(bits_of(x) & 0x7FFFFFFFu);
+    x = float_of(static_cast<uint32_t>(size < 0x42AE0000 ? size : 0x42AE0000) | 0x80000000u);
+    const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole k
     const float k = shifted - 12582912.0f;
-    const float r = (clamped - k * 0.693359375f) - k * -2.12194440e-4f;  // ln 2 in two parts
+    const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;  // ln 2 in two parts
     float p = 1.0f / 5040.0f;
     p = p * r + 1.0f / 720.0f;
     p = p * r + 1.0f / 120.0f;
@@ -58,12 +78,7 @@ inline float exp_neg(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);  // 2^k
-    float scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return x < -87.0f ? 0.0f : p * scale;
+    return p * float_of((bits_of(shifted) + 127u) << 23);  // times 2^k
 }
 
 // To the nearest multiple of 2^-34, for 0 <= weight <= 1.
@@ -187,6 +202,7 @@ class Sampler {
         std::vector<std::pair<int32_t, double>> top;
         if (n_top > 0) {
             select(x, n_vocab, n_top);
+            std::sort(items_.begin(), items_.end(), before);
             for (const Item &item : items_) top.emplace_back(item.id, item.logit - log_sum);
         }
         return {x[token_id] - log_sum, top};
@@ -210,25 +226,22 @@ class Sampler {
     }
 
     static float block_max(const float *x, int32_t &is_nan) {
-        constexpr int lanes = 16;
-        float m[lanes];
-        int32_t bad[lanes];
-        for (int j = 0; j < lanes; ++j) {
-            m[j] = x[j];
-            bad[j] = x[j] != x[j];
-        }
-        for (int64_t i = lanes; i < kBlock; i += lanes)
-            for (int j = 0; j < lanes; ++j) {
-                m[j] = x[i + j] > m[j] ? x[i + j] : m[j];
-                bad[j] |= x[i + j] != x[i + j];
+#ifdef __SSE2__
+        __m128 m[4], bad = _mm_setzero_ps();
+        for (int j = 0; j < 4; ++j) m[j] = _mm_loadu_ps(x + 4 * j);
+        for (int64_t i = 0; i < kBlock; i += 16)
+            for (int j = 0; j < 4; ++j) {
+                const __m128 v = _mm_loadu_ps(x + i + 4 * j);
+                m[j] = _mm_max_ps(m[j], v);
+                bad = _mm_or_ps(bad, _mm_cmpunord_ps(v, v));
             }
-        for (int width = lanes / 2; width > 0; width /= 2)
-            for (int j = 0; j < width; ++j) {
-                m[j] = m[j + width] > m[j] ? m[j + width] : m[j];
-                bad[j] |= bad[j + width];
-            }
-        is_nan |= bad[0];
-        return m[0];
+        is_nan |= _mm_movemask_ps(bad);
+        float lanes[4];
+        _mm_storeu_ps(lanes, _mm_max_ps(_mm_max_ps(m[0], m[1]), _mm_max_ps(m[2], m[3])));
+        return std::max(std::max(lanes[0], lanes[1]), std::max(lanes[2], lanes[3]));
+#else
+        return tail_max(x, kBlock, is_nan);
+#endif
     }
 
     static float tail_max(const float *x, int64_t len, int32_t &is_nan) {
@@ -263,36 +276,36 @@ class Sampler {
         return sums[0];
     }
 
-    // The k likeliest into items_, likeliest first. Needs the block maxima of the row.
+    // The k likeliest into items_, in no order. Needs the block maxima of the row.
+    //
+    // A buffer of a few times k; when it is full it is cut to its k likeliest, and from then on
+    // only what beats the worst of these gets in, whole blocks being passed over by their maxima.
+    // Ids come in rising order, so an equal logit that comes later never displaces one.
     void select(const float *x, int64_t n, int64_t k) {
+        const size_t kept = static_cast<size_t>(std::min(k, n)), limit = 4 * kept + kBlock;
         items_.clear();
-        k = std::min(k, n);
-        if (k > n / 8) {
-            for (int64_t i = 0; i < n; ++i) items_.push_back({x[i], static_cast<int32_t>(i)});
-            if (k < n) std::nth_element(items_.begin(), items_.begin() + k, items_.end(), before);
-            items_.resize(static_cast<size_t>(k));
-        } else {
-            // A heap whose front is the worst that is still in; ids come in rising order, so an
-            // equal logit never displaces one that is in already.
-            int64_t i = 0;
-            for (; i < k; ++i) items_.push_back({x[i], static_cast<int32_t>(i)});
-            std::make_heap(items_.begin(), items_.end(), before);
-            while (i < n) {
-                const int64_t end = std::min((i / kBlock + 1) * kBlock, n);
-                if (maxima_[static_cast<size_t>(i / kBlock)] > items_.front().logit)
-                    for (; i < end; ++i)
-                        if (x[i] > items_.front().logit)
-                            replace_worst({x[i], static_cast<int32_t>(i)});
-                i = end;
+        float worst = -kInf;
+        bool is_cut = false;
+        for (int64_t begin = 0; begin < n; begin += kBlock) {
+            if (is_cut && maxima_[static_cast<size_t>(begin / kBlock)] <= worst) continue;
+            const int64_t end = std::min(begin + kBlock, n);
+            for (int64_t i = begin; i < end; ++i)
+                if (!is_cut || x[i] > worst) items_.push_back({x[i], static_cast<int32_t>(i)});
+            if (items_.size() > limit) {
+                worst = cut_items(kept);
+                is_cut = true;
             }
         }
-        std::sort(items_.begin(), items_.end(), before);
+        cut_items(kept);
     }
 
-    void replace_worst(Item item) {
-        std::pop_heap(items_.begin(), items_.end(), before);
-        items_.back() = item;
-        std::push_heap(items_.begin(), items_.end(), before);
+    // Leaves the likeliest of items_; the logit of the worst of them back.
+    float cut_items(size_t kept) {
+        const auto last = items_.begin() + static_cast<int64_t>(kept) - 1;
+        std::nth_element(items_.begin(), last, items_.end(), before);
+        const float worst = last->logit;
+        items_.resize(kept);
+        return worst;
     }
 
     static float weigh(const Chain &chain, float logit, float max) {
@@ -302,48 +315,72 @@ class Sampler {
     int64_t draw_top_k(const Chain &chain, const float *x, float max, double u) {
         select(x, chain.n_vocab, chain.top_k);
         if (chain.top_p < 1.0) {
-            double total = 0.0;
+            std::sort(items_.begin(), items_.end(), before);
+            double total = 0.0, sum = 0.0;
             for (const Item &item : items_) total += exact(weigh(chain, item.logit, max));
-            items_.resize(nucleus(chain, items_, max, chain.top_p * total));
+            size_t n = 0;
+            while (n < items_.size() && (n == 0 || sum < chain.top_p * total))
+                sum += exact(weigh(chain, items_[n++].logit, max));
+            items_.resize(n);
         }
         std::sort(items_.begin(), items_.end(),
                   [](const Item &a, const Item &b) { return a.id < b.id; });
+        return draw_item(chain, max, u);
+    }
+
+    // One of items_, which lie in id order, after min-p.
+    int64_t draw_item(const Chain &chain, float max, double u) {
         weights_.clear();
+        double total = 0.0;
         for (const Item &item : items_) {
             const float w = weigh(chain, item.logit, max);
             weights_.push_back(static_cast<double>(w) >= chain.min_p ? w : 0.0f);
+            total += exact(weights_.back());
         }
         const int64_t n = static_cast<int64_t>(weights_.size());
-        double total = 0.0;
-        for (float w : weights_) total += exact(w);
         return items_[static_cast<size_t>(walk(0, n, 0.0, u * total))].id;
-    }
-
-    // How many of the items, likeliest first, it takes to reach the mass.
-    static size_t nucleus(const Chain &chain, const std::vector<Item> &items, float max,
-                          double mass) {
-        double sum = 0.0;
-        for (size_t i = 0; i < items.size(); ++i) {
-            sum += exact(weigh(chain, items[i].logit, max));
-            if (sum >= mass) return i + 1;
-        }
-        return items.size();
     }
 
     int64_t draw_all(const Chain &chain, const float *x, float max, double u) {
         const int64_t n = chain.n_vocab;
-        weights_.resize(static_cast<size_t>(n));
-        for (int64_t i = 0; i < n; ++i)
-            weights_[static_cast<size_t>(i)] = exp_neg((x[i] - max) / chain.temperature);
-        if (chain.top_p < 1.0) keep_nucleus(chain, x, sum_blocks());
-        if (chain.min_p > 0.0)
-            for (float &w : weights_) w = static_cast<double>(w) >= chain.min_p ? w : 0.0f;
-        const double target = u * sum_blocks();
+        const double total = weigh_all(chain, x, max);
+        if (chain.top_p < 1.0) {
+            keep_nucleus(chain, x, max, total);
+            return draw_item(chain, max, u);
+        }
+        const double target = u * total;
         double sum = 0.0;
         size_t b = 0;
         while (b + 1 < sums_.size() && sum + sums_[b] <= target) sum += sums_[b++];
         const int64_t begin = static_cast<int64_t>(b) * kBlock;
         return walk(begin, std::min(begin + kBlock, n), sum, target);
+    }
+
+    // Weights of the whole row, sums of its blocks, and their total. Where no nucleus is to be
+    // taken first, min-p is applied on the way.
+    double weigh_all(const Chain &chain, const float *x, float max) {
+        const int64_t n = chain.n_vocab;
+        const double floor = chain.top_p < 1.0 ? 0.0 : chain.min_p;
+        const float temperature = chain.temperature;
+        weights_.resize(static_cast<size_t>(n));
+        sums_.clear();
+        float *w = weights_.data();
+        double total = 0.0;
+        for (int64_t begin = 0; begin < n; begin += kBlock) {
+            const int64_t end = std::min(begin + kBlock, n);
+            for (int64_t i = begin; i < end; ++i) w[i] = exp_neg((x[i] - max) / temperature);
+            if (floor > 0.0)
+                for (int64_t i = begin; i < end; ++i)
+                    w[i] = static_cast<double>(w[i]) >= floor ? w[i] : 0.0f;
+            double lanes[4] = {};
+            int64_t i = begin;
+            for (; i + 4 <= end; i += 4)
+                for (int j = 0; j < 4; ++j) lanes[j] += exact(w[i + j]);
+            for (; i < end; ++i) lanes[0] += exact(w[i]);
+            sums_.push_back((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
+            total += sums_.back();
+        }
+        return total;
     }
 
     // The first of weights_[begin, end) at which the running sum exceeds the target.
@@ -359,55 +396,51 @@ class Sampler {
         return last;
     }
 
-    // Sums of blocks of weights_ into sums_, and their total.
-    double sum_blocks() {
-        const int64_t n = static_cast<int64_t>(weights_.size());
-        sums_.clear();
-        double total = 0.0;
-        for (int64_t begin = 0; begin < n; begin += kBlock) {
-            const int64_t end = std::min(begin + kBlock, n);
-            double lanes[4] = {};
-            int64_t i = begin;
-            for (; i + 4 <= end; i += 4)
-                for (int j = 0; j < 4; ++j) lanes[j] += exact(weights_[static_cast<size_t>(i + j)]);
-            for (; i < end; ++i) lanes[0] += exact(weights_[static_cast<size_t>(i)]);
-            sums_.push_back((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
-            total += sums_.back();
-        }
-        return total;
-    }
-
-    // Zeroes every weight outside the smallest set of likeliest tokens that reaches top_p.
-    void keep_nucleus(const Chain &chain, const float *x, double total) {
+    // The smallest set of likeliest tokens that reaches top_p, into items_, in id order.
+    void keep_nucleus(const Chain &chain, const float *x, float max, double total) {
+        const size_t n = weights_.size();
         const double mass = chain.top_p * total;
         // Tokens below this weight add up to less than 1 - top_p, so none of them is in the set.
-        const double floor = (total - mass) / static_cast<double>(weights_.size()) * 0.999 -
-                             1.0 / (int64_t{1} << 34);
-        items_.clear();
-        for (size_t i = 0; i < weights_.size(); ++i)
-            if (static_cast<double>(weights_[i]) >= floor)
-                items_.push_back({x[i], static_cast<int32_t>(i)});
-        const Item last = last_of_nucleus(mass);
-        for (size_t i = 0; i < weights_.size(); ++i) {
-            const bool in = x[i] > last.logit ||
-                            (x[i] == last.logit && static_cast<int32_t>(i) <= last.id);
-            weights_[i] = in ? weights_[i] : 0.0f;
+        const double floor = (total - mass) / static_cast<double>(n) * 0.999 - kUnit;
+        items_.resize(n);
+        size_t count = 0;
+        for (size_t i = 0; i < n; ++i) {  // without a branch: which ones pass is hard to guess
+            items_[count] = {x[i], static_cast<int32_t>(i)};
+            count += static_cast<double>(weights_[i]) >= floor;
         }
+        items_.resize(count);
+        const Item last = last_of_nucleus(max, chain.temperature, mass);
+        items_.erase(std::remove_if(items_.begin(), items_.end(),
+                                    [&](const Item &item) { return before(last, item); }),
+                     items_.end());
     }
 
-    // The item at which the sum over items_, likeliest first, reaches the mass: quickselect by
-    // weight, each round halves what is left.
-    Item last_of_nucleus(double mass) {
-        size_t lo = 0, hi = items_.size();
+    // The item of items_ at which the sum over them, likeliest first, reaches the mass.
+    Item last_of_nucleus(float max, float temperature, double mass) {
+        // Eighths of a nat below the maximum; what is 32 nats below has no weight.
+        const auto bucket_of = [=](const Item &item) {
+            return static_cast<size_t>(std::min((max - item.logit) / temperature * 8.0f, 255.0f));
+        };
+        double bucket_sums[256] = {};
+        for (const Item &item : items_) bucket_sums[bucket_of(item)] += weight_of(item);
+        size_t b = 0;
         double sum = 0.0;
+        while (b < 255 && sum + bucket_sums[b] < mass) sum += bucket_sums[b++];
+        picked_.clear();
+        for (const Item &item : items_)
+            if (bucket_of(item) == b) picked_.push_back(item);
+        return select_by_weight(sum, mass);
+    }
+
+    // The same within picked_, given the sum before them: each round halves what is left.
+    Item select_by_weight(double sum, double mass) {
+        size_t lo = 0, hi = picked_.size();
+        const auto at = [this](size_t i) { return picked_.begin() + static_cast<int64_t>(i); };
         while (hi - lo > 1) {
             const size_t mid = lo + (hi - lo) / 2;
-            std::nth_element(items_.begin() + static_cast<int64_t>(lo),
-                             items_.begin() + static_cast<int64_t>(mid),
-                             items_.begin() + static_cast<int64_t>(hi), before);
+            std::nth_element(at(lo), at(mid), at(hi), before);
             double left = 0.0;
-            for (size_t i = lo; i < mid; ++i)
-                left += exact(weights_[static_cast<size_t>(items_[i].id)]);
+            for (size_t i = lo; i < mid; ++i) left += weight_of(picked_[i]);
             if (sum + left >= mass) {
                 hi = mid;
             } else {
@@ -415,12 +448,16 @@ class Sampler {
                 lo = mid;
             }
         }
-        return items_[lo];
+        return picked_[lo];
+    }
+
+    double weight_of(const Item &item) const {
+        return exact(weights_[static_cast<size_t>(item.id)]);
     }
 
     std::vector<float> maxima_, weights_, saved_, copy_;
     std::vector<double> sums_;
-    std::vector<Item> items_;
+    std::vector<Item> items_, picked_;
 };
 
 }  // namespace

@@ -4,106 +4,59 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence as Seq
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rllama.backend import Backend, KVSpec, KVStore
+from rllama.backend import Backend, KVStore
 from rllama.batch import Batch
 from rllama.config import EngineConfig, ModelConfig, SamplingParams
-from rllama.engine._sampler import Chain, Sampler
+from rllama.engine._sampler import Sampler
 from rllama.engine.assemble import Assembler
-from rllama.engine.detokenize import Detokenizer
 from rllama.engine.kv import KVCache
-from rllama.engine.request import FinishReason, Request, Sequence, StepOutput, TokenLogprob
-from rllama.engine.scheduler import Plan, Scheduler
-from rllama.errors import (
-    BackendError,
-    ConfigError,
-    ContextFullError,
-    EngineClosedError,
-    OverloadedError,
-)
+from rllama.engine.limits import check_config, context_and_cache
+from rllama.engine.request import Request, Sequence, StepOutput
+from rllama.engine.run import Run
+from rllama.engine.scheduler import Scheduler
+from rllama.errors import ConfigError, ContextFullError, EngineClosedError, OverloadedError
 from rllama.tokenizers.base import Tokenizer
-
-DEFAULT_POSITIONS = 8192  # cache positions, beyond one full context, where n_pages is 0
 
 
 class Model(Protocol):
     """What the engine needs of a model."""
 
-    cfg: ModelConfig
+    @property
+    def cfg(self) -> ModelConfig: ...
 
     def forward(self, batch: Batch, kv: KVStore) -> NDArray[np.float32]: ...
-
-
-def _checked(config: EngineConfig) -> EngineConfig:
-    for name in ("max_batch_tokens", "max_seqs", "max_waiting", "page_len"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, not {getattr(config, name)}")
-    for name in ("n_pages", "max_seq_len"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} must not be negative, but is {getattr(config, name)}")
-    return config
-
-
-def _sizes(model: Model, config: EngineConfig) -> tuple[int, KVSpec]:
-    """The context, and the cache that goes with it."""
-    cfg, page_len = model.cfg, config.page_len
-    if config.max_seq_len > cfg.max_seq_len:
-        raise ConfigError(
-            f"max_seq_len {config.max_seq_len} is beyond the {cfg.max_seq_len} of the model"
-        )
-    max_seq_len = config.max_seq_len or cfg.max_seq_len
-    wanted = max(max_seq_len, min(config.max_seqs * max_seq_len, DEFAULT_POSITIONS))
-    n_pages = config.n_pages or -(-wanted // page_len)
-    if n_pages * page_len < max_seq_len:
-        if config.max_seq_len:
-            raise ConfigError(
-                f"{n_pages} pages of {page_len} positions are too few for max_seq_len {max_seq_len}"
-            )
-        max_seq_len = n_pages * page_len
-    dtype = config.kv_dtype
-    if dtype == "auto":
-        dtype = getattr(model, "kv_dtype", "f16")
-    spec = KVSpec(cfg.n_layers, cfg.n_kv_heads, cfg.head_dim, page_len, n_pages, dtype)
-    return max_seq_len, spec
-
-
-@dataclass(slots=True, eq=False)
-class _Run:
-    """What the engine keeps of a sequence besides its place in the queues."""
-
-    seq: Sequence
-    chain: Chain
-    stop_ids: frozenset[int]
-    detokenizer: Detokenizer | None
 
 
 class Engine:
     """Turns requests into tokens, many at once.
 
-    Notes:   text of a request depends on nothing but the request: not on what else runs, on
+    Notes:   what a request yields depends on nothing but the request: not on what else runs, on
              chunking, preemption or shared prefixes
-    Raises:  ConfigError if numbers of the configuration contradict each other or the model
+    Raises:  ConfigError if the configuration contradicts itself or the model
     """
 
     def __init__(
         self, model: Model, tokenizer: Tokenizer | None, config: EngineConfig, backend: Backend
     ) -> None:
+        cfg = model.cfg
+        check_config(config, cfg)
         self.model = model
         self.tokenizer = tokenizer
-        self.config = _checked(config)
-        self.max_seq_len, spec = _sizes(model, config)
-        vocab_size = model.cfg.vocab_size
-        self.n_vocab = min(vocab_size, tokenizer.vocab_size) if tokenizer else vocab_size
-        eos = set(model.cfg.eos_token_ids)
-        if tokenizer is not None and tokenizer.eos_token_id is not None:
-            eos.add(tokenizer.eos_token_id)
-        self._eos_ids = frozenset(eos)
+        self.config = config
+        self.max_seq_len, spec = context_and_cache(config, cfg)
+        self.n_vocab = cfg.vocab_size
+        eos_ids = set(cfg.eos_token_ids)
+        if tokenizer is not None:
+            self.n_vocab = min(cfg.vocab_size, tokenizer.vocab_size)
+            if tokenizer.eos_token_id is not None:
+                eos_ids.add(tokenizer.eos_token_id)
+        self._eos_ids = frozenset(eos_ids)
         self._store = backend.kv_store(spec)
         self._sampler = Sampler()
         self._is_closed = False
@@ -111,22 +64,23 @@ class Engine:
 
     def reset(self) -> None:
         """Forget every sequence and everything in the cache."""
-        self.kv = KVCache(self._store, share_prefixes=self.config.share_prefixes)
+        config = self.config
+        self.kv = KVCache(self._store, share_prefixes=config.share_prefixes)
         self.scheduler = Scheduler(
-            self.kv,
-            max_batch_tokens=self.config.max_batch_tokens,
-            max_seqs=self.config.max_seqs,
+            self.kv, max_batch_tokens=config.max_batch_tokens, max_seqs=config.max_seqs
         )
         self._assembler = Assembler(self.kv)
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int, Run] = {}
         self._ready: list[StepOutput] = []
 
     @property
     def has_work(self) -> bool:
+        """True if a step would yield something, now or later."""
         return bool(self._runs or self._ready)
 
     @property
     def n_waiting(self) -> int:
+        """Sequences that have not been started, or were preempted."""
         return len(self.scheduler.waiting)
 
     def prepare(self, request: Request) -> Sequence:
@@ -135,23 +89,23 @@ class Engine:
         Notes:   safe from any thread
         Raises:  ConfigError, ContextFullError
         """
-        prompt, sampling = request.prompt_ids, request.sampling
+        prompt, sampling = list(request.prompt_ids), request.sampling
         self._check_prompt(prompt)
         if sampling.stop and self.tokenizer is None:
             raise ConfigError(
-                "stop texts need a tokenizer; this model has none (use stop_token_ids)"
+                "stop texts need a tokenizer, and this model has none; use stop_token_ids"
             )
         seed = sampling.seed
         if seed is None:
             seed = int.from_bytes(os.urandom(8), "little")
-        seq = Sequence(request, seed, list(prompt), len(prompt))
+        seq = Sequence(request, seed, prompt, len(prompt))
+        seq.submitted_s = time.perf_counter()
         seq.max_tokens = self.max_seq_len
         if sampling.max_new_tokens is not None:
             seq.max_tokens = min(seq.max_tokens, len(prompt) + sampling.max_new_tokens)
         return seq
 
-    def _check_prompt(self, prompt: Iterable[int]) -> None:
-        ids = tuple(prompt)
+    def _check_prompt(self, ids: list[int]) -> None:
         if not ids:
             raise ConfigError("the prompt has no tokens; give at least one")
         n_over = len(ids) - self.max_seq_len
@@ -169,38 +123,24 @@ class Engine:
     def submit(self, request: Request) -> Sequence:
         """Queue a request. Raises ConfigError, ContextFullError, OverloadedError."""
         if self.n_waiting >= self.config.max_waiting:
-            raise OverloadedError(f"{self.n_waiting} requests are waiting already; try again later")
+            raise OverloadedError(f"{self.n_waiting} requests are waiting; try again later")
         seq = self.prepare(request)
         self.admit(seq)
         return seq
 
     def admit(self, seq: Sequence) -> None:
-        """Queue a prepared sequence."""
+        """Queue a sequence that `prepare` gave."""
         self._check_open()
-        sampling = seq.request.sampling
+        run = Run(seq, self.tokenizer, n_vocab=self.n_vocab, eos_ids=self._eos_ids)
         if len(seq.token_ids) >= seq.max_tokens:
-            seq.status, seq.finish_reason = "finished", "length"
-            self._ready.append(StepOutput(seq.id, finish_reason="length"))
+            seq.status = "finished"
+            self._ready.append(run.end("length"))
             return
-        chain = Chain(
-            n_vocab=self.n_vocab, temperature=sampling.temperature, top_k=sampling.top_k,
-            top_p=sampling.top_p, min_p=sampling.min_p, seed=seq.seed,
-            repetition_penalty=sampling.repetition_penalty, choice=seq.request.choice_index,
-        )  # fmt: skip
-        chain.see(seq.token_ids)
-        stop_ids = frozenset(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            stop_ids |= self._eos_ids
-        detokenizer = None
-        if self.tokenizer is not None:
-            # Rows beyond the tokenizer's are legal in a prompt, but have no text.
-            with_text = [token_id for token_id in seq.token_ids if token_id < self.n_vocab]
-            detokenizer = Detokenizer(self.tokenizer, with_text, sampling.stop)
-        self._runs[seq.id] = _Run(seq, chain, stop_ids, detokenizer)
+        self._runs[seq.id] = run
         self.scheduler.add(seq)
 
     def step(self) -> list[StepOutput]:
-        """Run one batch; what it yielded, at most one output per sequence.
+        """Run one batch; what it yielded, at most one output per sequence of it.
 
         Notes:   if the forward fails, the sequences of the batch end with its error
         """
@@ -209,93 +149,44 @@ class Engine:
         plan = self.scheduler.plan()
         if not plan:
             return outputs
-        batch, start = self._assembler.build(plan), time.perf_counter()
+        for seq, _ in plan:
+            seq.started_s = seq.started_s or time.perf_counter()
+        batch = self._assembler.build(plan)
         try:
             logits = self.model.forward(batch, self._store)
         except Exception as error:
-            return outputs + [self._fail(self._runs[seq.id], error) for seq, _ in plan]
+            for seq, _ in plan:
+                outputs.append(self._retired(self._runs[seq.id].end("abort", error=error)))
+            return outputs
         row = 0
         for seq, n_tokens in plan:
-            seq.started_s = seq.started_s or start
             seq.n_computed += n_tokens
             self.kv.commit(seq)
             if seq.n_computed == len(seq.token_ids):
-                outputs.append(self._choose(self._runs[seq.id], logits, row))
+                output = self._chosen(self._runs[seq.id], logits, row)
                 row += 1
+                outputs.append(output if output.finish_reason is None else self._retired(output))
             elif seq.n_output == 0:
                 outputs.append(StepOutput(seq.id, n_prompt_done=seq.n_computed))
         return outputs
 
-    def _choose(self, run: _Run, logits: NDArray[np.float32], row: int) -> StepOutput:
-        seq, request = run.seq, run.seq.request
+    def _chosen(self, run: Run, logits: NDArray[np.float32], row: int) -> StepOutput:
         try:
-            token_id = self._sampler.draw(run.chain, logits, row, len(seq.token_ids))
-            logprobs, probability = self._logprobs(request, logits, row, token_id)
-        except BackendError as error:
-            where = f"{error} at position {seq.n_computed - 1}; the weights may be damaged"
-            return self._fail(run, BackendError(where))
-        if token_id in run.stop_ids:
-            return self._finish(run, "stop")
-        seq.first_token_s = seq.first_token_s or time.perf_counter()
-        seq.token_ids.append(token_id)
-        run.chain.see((token_id,))
-        detokenizer, text = run.detokenizer, ""
-        reason: FinishReason | None = None
-        if detokenizer is not None:
-            text = detokenizer.push(token_id)
-            if detokenizer.stopped:
-                reason = "stop"
-        if reason is None and len(seq.token_ids) >= seq.max_tokens:
-            reason = "length"
-        if reason is not None:
-            return self._finish(run, reason, (token_id,), text, logprobs, probability)
-        return StepOutput(seq.id, (token_id,), text, logprobs, probability, None, seq.n_prompt)
+            return run.choose(self._sampler, logits, row)
+        except Exception as error:  # one sequence's trouble stays its own
+            return StepOutput(run.seq.id, finish_reason="abort", error=error)
 
-    def _logprobs(
-        self, request: Request, logits: NDArray[np.float32], row: int, token_id: int
-    ) -> tuple[tuple[TokenLogprob, ...], float | None]:
-        n_top = request.sampling.logprobs
-        if n_top is None and not request.want_probability:
-            return (), None
-        value, top = self._sampler.logprobs(logits, row, self.n_vocab, token_id, n_top or 0)
-        probability = float(np.exp(value))
-        if n_top is None:
-            return (), probability
-        return (TokenLogprob(token_id, value, tuple(top)),), probability
-
-    def _finish(
-        self,
-        run: _Run,
-        reason: FinishReason,
-        token_ids: tuple[int, ...] = (),
-        text: str = "",
-        logprobs: tuple[TokenLogprob, ...] = (),
-        probability: float | None = None,
-        error: Exception | None = None,
-    ) -> StepOutput:
-        seq, detokenizer = run.seq, run.detokenizer
-        if detokenizer is not None and not detokenizer.stopped:
-            text += detokenizer.flush()
-            if detokenizer.stopped and reason == "length":
-                reason = "stop"
-        n_prompt_done = min(seq.n_computed, seq.n_prompt)
-        self.scheduler.remove(seq)
-        seq.finish_reason, seq.ended_s = reason, time.perf_counter()
-        del self._runs[seq.id]
-        return StepOutput(
-            seq.id, token_ids, text, logprobs, probability, reason, n_prompt_done, error
-        )
-
-    def _fail(self, run: _Run, error: Exception) -> StepOutput:
-        return self._finish(run, "abort", error=error)
+    def _retired(self, output: StepOutput) -> StepOutput:
+        self.scheduler.remove(self._runs.pop(output.seq_id).seq)
+        return output
 
     def abort(self, seq_id: int) -> None:
         """End a sequence; the next step yields its last output. Nothing if it has ended."""
         run = self._runs.get(seq_id)
         if run is not None:
-            self._ready.append(self._finish(run, "abort"))
+            self._ready.append(self._retired(run.end("abort")))
 
-    def logits(self, token_ids: Iterable[int]) -> NDArray[np.float32]:
+    def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """Logits after each of the tokens.
 
         Shapes:  [T, V] f32
@@ -311,12 +202,10 @@ class Engine:
         out = np.empty((len(ids), self.model.cfg.vocab_size), np.float32)
         try:
             while seq.n_computed < len(ids):
-                n_tokens = min(self.config.max_batch_tokens, len(ids) - seq.n_computed)
-                end = seq.n_computed + n_tokens
+                end = min(seq.n_computed + self.config.max_batch_tokens, len(ids))
                 while not self.kv.extend(seq, end):
                     self.scheduler.preempt_youngest()
-                plan: Plan = [(seq, n_tokens)]
-                batch = self._assembler.build(plan, all_rows=True)
+                batch = self._assembler.build([(seq, end - seq.n_computed)], all_rows=True)
                 out[seq.n_computed : end] = self.model.forward(batch, self._store)
                 seq.n_computed = end
         finally:
@@ -332,4 +221,5 @@ class Engine:
         if not self._is_closed:
             self._is_closed = True
             self._runs.clear()
+            self._ready.clear()
             self._store.close()
