@@ -44,8 +44,7 @@ typedef uint64_t u64v __attribute__((vector_size(VECTOR_BYTES), aligned(8)));
 
 typedef void (*body_fn)(int thread, const void *job);
 
-static double seconds_of(body_fn body, const void *job, int n_threads)
-{
+static double seconds_of(body_fn body, const void *job, int n_threads) {
     double start_s = 0, end_s = 0;
 #pragma omp parallel num_threads(n_threads)
     {
@@ -62,41 +61,37 @@ static double seconds_of(body_fn body, const void *job, int n_threads)
 
 /* Defines peak_<name>(): N_SUMS chains of `step`, each `ops_per_step` operations. The operands `w`
  * and `x` are the thread's own; `step` is an expression in `sum`, `w` and `x`. */
-#define DEFINE_PEAK(name, sum_type, operand_type, one, ops_per_step, step)                         \
-    static void run_##name(int thread, const void *job)                                            \
-    {                                                                                              \
-        const int64_t n_rounds = *(const int64_t *)job;                                            \
-        sum_type sums[N_SUMS];                                                                     \
-        operand_type w = one, x = one;                                                             \
-        (void)thread;                                                                              \
-        memset(sums, 0, sizeof sums);                                                              \
-        KEEP(w);                                                                                   \
-        KEEP(x);                                                                                   \
-        for (int64_t round = 0; round < n_rounds; ++round) {                                       \
-            _Pragma("GCC unroll 12") for (int i = 0; i < N_SUMS; ++i)                              \
-            {                                                                                      \
-                sum_type sum = sums[i];                                                            \
-                sum = step;                                                                        \
-                KEEP(sum);                                                                         \
-                sums[i] = sum;                                                                     \
-            }                                                                                      \
-        }                                                                                          \
-    }                                                                                              \
-    double peak_##name(int n_threads, int64_t n_rounds)                                            \
-    {                                                                                              \
-        const double seconds = seconds_of(run_##name, &n_rounds, n_threads);                       \
-        return (double)n_threads * (double)n_rounds * N_SUMS * (ops_per_step) / seconds;           \
+#define DEFINE_PEAK(name, sum_type, operand_type, one, ops_per_step, step)               \
+    static void run_##name(int thread, const void *job) {                                \
+        const int64_t n_rounds = *(const int64_t *)job;                                  \
+        sum_type sums[N_SUMS];                                                           \
+        operand_type w = one, x = one;                                                   \
+        (void)thread;                                                                    \
+        memset(sums, 0, sizeof sums);                                                    \
+        KEEP(w);                                                                         \
+        KEEP(x);                                                                         \
+        for (int64_t round = 0; round < n_rounds; ++round) {                             \
+            _Pragma("GCC unroll 12") for (int i = 0; i < N_SUMS; ++i) {                  \
+                sum_type sum = sums[i];                                                  \
+                sum = step;                                                              \
+                KEEP(sum);                                                               \
+                sums[i] = sum;                                                           \
+            }                                                                            \
+        }                                                                                \
+    }                                                                                    \
+    double peak_##name(int n_threads, int64_t n_rounds) {                                \
+        const double seconds = seconds_of(run_##name, &n_rounds, n_threads);             \
+        return (double)n_threads * (double)n_rounds * N_SUMS * (ops_per_step) / seconds; \
     }
 
-#define DEFINE_NO_PEAK(name)                                                                       \
-    double peak_##name(int n_threads, int64_t n_rounds)                                            \
-    {                                                                                              \
-        (void)n_threads;                                                                           \
-        (void)n_rounds;                                                                            \
-        return 0;                                                                                  \
+#define DEFINE_NO_PEAK(name)                              \
+    double peak_##name(int n_threads, int64_t n_rounds) { \
+        (void)n_threads;                                  \
+        (void)n_rounds;                                   \
+        return 0;                                         \
     }
 
-DEFINE_PEAK(f32, f32v, f32v, (f32v){0}, VECTOR_BYTES / 4 * 2, sum + w *x)
+DEFINE_PEAK(f32, f32v, f32v, (f32v){0}, VECTOR_BYTES / 4 * 2, sum + w * x)
 
 #if defined(__AVX512BF16__)
 DEFINE_PEAK(bf16, __m512, __m512i, _mm512_set1_epi32(0), 64,
@@ -130,14 +125,10 @@ static const char name_of_int8[] = "";
 DEFINE_NO_PEAK(int8)
 #endif
 
-const char *int8_name(void)
-{
-    return name_of_int8;
-}
+const char *int8_name(void) { return name_of_int8; }
 
 /* Memory that no cache holds, touched by the threads that will read it; NULL if there is none. */
-void *memory_new(int64_t n_bytes, int n_threads)
-{
+void *memory_new(int64_t n_bytes, int n_threads) {
     void *memory = NULL;
     if (posix_memalign(&memory, 1 << 21, (size_t)n_bytes) != 0) {
         return NULL;
@@ -151,10 +142,7 @@ void *memory_new(int64_t n_bytes, int n_threads)
     return memory;
 }
 
-void memory_free(void *memory)
-{
-    free(memory);
-}
+void memory_free(void *memory) { free(memory); }
 
 typedef struct {
     const char *memory;
@@ -165,8 +153,7 @@ typedef struct {
     int64_t ahead; /* prefetch distance in bytes, 0 for none */
 } read_job;
 
-static void read_once(const read_job *job, const char *begin, u64v sums[4])
-{
+static void read_once(const read_job *job, const char *begin, u64v sums[4]) {
     for (int64_t at = 0; at < job->run; at += 256) {
         for (int stream = 0; stream < job->n_streams; ++stream) {
             const char *line = begin + stream * job->run + at;
@@ -180,8 +167,7 @@ static void read_once(const read_job *job, const char *begin, u64v sums[4])
     }
 }
 
-static void run_read(int thread, const void *arg)
-{
+static void run_read(int thread, const void *arg) {
     const read_job *job = arg;
     u64v sums[4];
     memset(sums, 0, sizeof sums);
@@ -195,8 +181,7 @@ static void run_read(int thread, const void *arg)
 
 /* Read the first n_bytes n_times; each thread walks its share as `n_streams` runs side by side. */
 double read_rate(const char *memory, int64_t n_bytes, int64_t n_times, int n_threads, int n_streams,
-                 int64_t ahead)
-{
+                 int64_t ahead) {
     const int64_t share = n_bytes / n_threads / 256 * 256;
     const int64_t run = share / n_streams / 256 * 256;
     const read_job job = {memory, n_times, share, run, n_streams, ahead};

@@ -1,0 +1,97 @@
+# One command each: `make run` tells a story, `make test` runs the tests. Both do their own set-up in
+# .venv: Python >= 3.11 with headers, C and C++ compilers and make are all they need.
+#
+#   PYTHON=python3.12   the interpreter to use; otherwise the newest suitable one
+#   PROMPT="..."        what `make run` starts from
+
+PROMPT ?= Once upon a time
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+CANDIDATES := $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3 python)
+
+# A Python that is new enough and can build extensions; some names are mere shims that fail.
+SUITABLE := import os, sys, sysconfig; sys.exit(sys.version_info < (3, 11) or not \
+	os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))
+
+NATIVE := setup.py $(shell find src -name '*.[ch]' -o -name '*.inc' -o -name '*.pyx' \
+	-o -name '*.pxd' -o -name '*.cpp')
+NATIVE := $(filter-out src/rllama/_kernels/core.c,$(NATIVE))
+C_FILES := $(shell find src benchmarks -name '*.[ch]' -o -name '*.inc' -o -name '*.cpp')
+C_FILES := $(filter-out src/rllama/_kernels/core.c,$(C_FILES))
+
+.PHONY: run test test-long lint format bench python clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.built
+	@$(BIN)/rllama --prompt "$(PROMPT)"
+
+test: $(VENV)/.tools $(VENV)/.built
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test-long: $(VENV)/.tools $(VENV)/.built
+	@$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.tools $(VENV)/.built
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	@echo "lint: all clean"
+
+format: $(VENV)/.tools
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(C_FILES)
+
+bench: $(VENV)/.built
+	@$(BIN)/python benchmarks/bench_bandwidth.py
+	@$(BIN)/python benchmarks/bench_overhead.py
+	@$(BIN)/python benchmarks/bench_matmul.py
+
+# The interpreter that set-up would take.
+python:
+	@for python in $(CANDIDATES); do \
+		if $$python -c '$(SUITABLE)' 2>/dev/null; then command -v $$python; exit 0; fi; \
+	done; \
+	echo "make: no Python >= 3.11 with headers among: $(CANDIDATES)." \
+		"Install one (on Debian: python3-dev and python3-venv) or set PYTHON=." >&2; \
+	exit 1
+
+# Two ways to an environment with pip: the interpreter's own, or a pip that it has outside.
+$(VENV)/.python:
+	@python=$$($(MAKE) --silent --no-print-directory python) || exit 1; \
+	if $$python -c 'import ensurepip' 2>/dev/null; then \
+		$$python -m venv --clear $(VENV); \
+	elif $$python -m pip --version >/dev/null 2>&1; then \
+		$$python -m venv --clear --without-pip $(VENV) && \
+		$$python -m pip --quiet --disable-pip-version-check --python $(BIN)/python install pip; \
+	else \
+		echo "make: $$python has neither ensurepip nor pip." \
+			"Install one of them (on Debian: python3-venv) or set PYTHON=." >&2; \
+		exit 1; \
+	fi
+	@touch $@
+
+# What the build and the package need, so that the build itself runs once and without isolation.
+$(VENV)/.needs: pyproject.toml $(VENV)/.python
+	@$(call requirements,p["build-system"]["requires"] + p["project"]["dependencies"])
+	@touch $@
+
+$(VENV)/.tools: pyproject.toml $(VENV)/.needs
+	@$(call requirements,p["project"]["optional-dependencies"]["test"])
+	@touch $@
+
+$(VENV)/.built: $(NATIVE) $(VENV)/.needs
+	@$(PIP) install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+requirements = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	print(*($(1)), sep="\n")' > $(VENV)/requirements.txt && \
+	$(PIP) install --requirement $(VENV)/requirements.txt
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src -name '*.so' -delete
+	rm -f src/rllama/_kernels/core.c
