@@ -70,3 +70,7 @@ def make(
 
 def tokens(cfg: ModelConfig, n: int, seed: int = 5) -> list[int]:
     return [int(i) for i in np.random.default_rng(seed).integers(0, cfg.vocab_size, n)]
+
+
+def relative_error(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.abs(got - want).max() / np.abs(want).max())

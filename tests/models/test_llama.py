@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from formats.writers import random_model, tiny_config
-from models.runner import float64_of, make, tokens, views_of
+from models.runner import float64_of, make, relative_error, tokens, views_of
 from reference.ref_model import forward as ref_forward
 
 from rllama.batch import Batch
@@ -16,10 +16,6 @@ from rllama.batch import Batch
 # cache in f16 where that is what runs; block types add the int8 activations, whose step is 1/127
 # of a block's largest value.
 BOUND = {"F32": 3e-6, "F16": 2e-3, "BF16": 1.5e-2, "Q8_0": 3e-2, "Q4_0": 3e-2, "Q8_F32": 3e-2}
-
-
-def relative_error(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 @pytest.mark.parametrize("kind", list(BOUND))
