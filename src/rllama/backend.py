@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from rllama.tensor import TensorView
 
 Buf = Any  # activations [T, width] f32, opaque to models: a core.Buf here, a device array there
 Weight = Any  # a placed weight [N, K], opaque to models
+Cache = Any  # the backend's own KVStore, as its kv_store made it
 Step = Any  # a Batch made ready for the device: token ids, positions, page table
 
 
@@ -70,10 +70,12 @@ class KVSpec:
 class KVStore(Protocol):
     """Keys and values of every layer, in pages. Which page belongs to whom is not its concern."""
 
-    n_pages: int
-    page_len: int
-    bytes_per_page: int
-
+    @property
+    def n_pages(self) -> int: ...
+    @property
+    def page_len(self) -> int: ...
+    @property
+    def bytes_per_page(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -94,11 +96,11 @@ class Backend(Protocol):
     def begin(self, batch: Batch) -> Step: ...
     def embed(self, step: Step, table: Weight, out: Buf) -> None: ...
     def rms_norm(self, x: Buf, weight: Weight, eps: float, out: Buf) -> None: ...
-    def matmul(self, x: Buf, weights: Sequence[Weight], out: Sequence[Buf]) -> None: ...
+    def matmul(self, x: Buf, weights: tuple[Weight, ...], out: tuple[Buf, ...]) -> None: ...
     def matmul_add(self, x: Buf, weight: Weight, into: Buf) -> None: ...
     def rope(self, q: Buf, k: Buf, step: Step, table: Weight, style: RopeStyle) -> None: ...
     def attend(
-        self, q: Buf, k: Buf, v: Buf, kv: KVStore, layer: int, step: Step, out: Buf
+        self, q: Buf, k: Buf, v: Buf, kv: Cache, layer: int, step: Step, out: Buf
     ) -> None: ...
     def glu(self, gate: Buf, up: Buf) -> None: ...
     def logits(self, x: Buf, step: Step, head: Weight) -> NDArray[np.float32]: ...

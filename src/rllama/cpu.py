@@ -164,7 +164,7 @@ def _as_f16(view: TensorView) -> memoryview:
                            view.origin)  # fmt: skip
         with np.errstate(over="ignore"):
             out[first:last] = piece.to_f32()
-    return memoryview(out.view(np.uint8))
+    return out.view(np.uint8).data
 
 
 class _Forks:
