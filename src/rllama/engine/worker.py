@@ -29,7 +29,10 @@ class _Loop:
         self.engine = engine
         self.inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self.channels: dict[int, Channel] = {}
-        self.step_lock = threading.RLock()  # held while the engine works; a fork waits for it
+        # Held while the engine works. A fork waits for it, and takes the turnstile first: else the
+        # next step would have it again before the forking thread wakes.
+        self.step_lock = threading.RLock()
+        self.turnstile = threading.Lock()
 
     def run(self) -> None:
         """Work until None arrives, then end what is left."""
@@ -46,23 +49,32 @@ class _Loop:
             self.end()
 
     def _do(self, job: Callable[[], None]) -> None:
-        with self.step_lock:
-            try:
-                job()
-            except Exception:
-                log.exception("a job of the engine thread failed")
+        self.hold()
+        try:
+            job()
+        except Exception:
+            log.exception("a job of the engine thread failed")
+        finally:
+            self.step_lock.release()
 
     def _step(self) -> None:
-        with self.step_lock:
-            try:
-                outputs = self.engine.step()
-            except Exception as error:
-                log.exception("the engine failed and starts afresh")
-                self.engine.reset()
-                self.fail_all(error)
-                return
+        self.hold()
+        try:
+            outputs = self.engine.step()
+        except Exception as error:
+            log.exception("the engine failed and starts afresh")
+            self.engine.reset()
+            self.fail_all(error)
+            return
+        finally:
+            self.step_lock.release()
         for output in outputs:
             self.deliver(output)
+
+    def hold(self) -> None:
+        """Take the step lock, behind a fork that waits for it."""
+        with self.turnstile:
+            self.step_lock.acquire()
 
     def deliver(self, output: StepOutput) -> None:
         if output.finish_reason is None:
@@ -85,8 +97,9 @@ class _Loop:
 
     def end(self) -> None:
         """Close the engine and tell everyone who still waits."""
-        with self.step_lock:
-            self.engine.close()
+        self.hold()
+        self.engine.close()
+        self.step_lock.release()
         self.fail_all(EngineClosedError("the engine was closed before the request had ended"))
         while not self.inbox.empty():
             job = self.inbox.get()
@@ -197,10 +210,12 @@ class Worker:
                 self._engine.close()
 
     def _before_fork(self) -> None:
+        self._loop.turnstile.acquire()
         self._loop.step_lock.acquire()
 
     def _after_fork_in_parent(self) -> None:
         self._loop.step_lock.release()
+        self._loop.turnstile.release()
 
     def _after_fork_in_child(self) -> None:
         channels = self._loop.channels
