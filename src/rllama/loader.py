@@ -86,7 +86,7 @@ def load(
     with ExitStack() as undo:
         backend = get_backend("cpu", isa=isa, n_threads=n_threads)
         undo.callback(backend.close)
-        checkpoint = _open(path, param_path=param_path, tokenizer_path=tokenizer_path)
+        checkpoint = open_model(path, param_path=param_path, tokenizer_path=tokenizer_path)
         undo.callback(checkpoint.close)
         cfg, tensors = _config_of(checkpoint), checkpoint.tensors
         architecture = find(cfg.arch)
@@ -128,9 +128,17 @@ def held_bytes(tensors: Mapping[str, TensorView], *, f16: bool) -> int:
     return sum((f16_copy_bytes(view) if f16 else 0) or view.n_bytes for view in tensors.values())
 
 
-def _open(
-    path: StrPath | None, *, param_path: StrPath | None, tokenizer_path: StrPath | None
+def open_model(
+    path: StrPath | None,
+    *,
+    param_path: StrPath | None = None,
+    tokenizer_path: StrPath | None = None,
+    lenient: bool = False,
 ) -> Checkpoint:
+    """Open a checkpoint, None the embedded one; lenient as `formats.open_checkpoint` has it.
+
+    Raises:  ConfigError, FormatError, UnsupportedError
+    """
     if path is None and not EMBEDDED_MODEL.is_file():
         raise ConfigError("this installation has no embedded model; name a model with its path")
     try:
@@ -138,6 +146,7 @@ def _open(
             EMBEDDED_MODEL if path is None else path,
             param_path=param_path,
             tokenizer_path=tokenizer_path,
+            lenient=lenient,
         )
     except ConfigError as error:
         error.exit_code = 1  # what a file says is no mistake in the options

@@ -39,11 +39,10 @@ def _cpu_report() -> dict[str, Any]:
 
 
 def _file_report(path: str | None, options: argparse.Namespace) -> dict[str, Any]:
-    from rllama.loader import EMBEDDED_MODEL
     from rllama.tools.inspect_file import inspect_file
 
     return inspect_file(
-        path or EMBEDDED_MODEL,
+        path,
         param_path=options.param_path,
         tokenizer_path=options.tokenizer_path,
     )

@@ -94,4 +94,6 @@ class NoteHandler(logging.Handler):
 
 def show_warnings() -> None:
     """Let the library's warnings out on stderr."""
-    logging.getLogger("rllama").addHandler(NoteHandler(logging.WARNING))
+    log = logging.getLogger("rllama")
+    if not any(isinstance(handler, NoteHandler) for handler in log.handlers):
+        log.addHandler(NoteHandler(logging.WARNING))

@@ -11,21 +11,24 @@ from typing import Any
 from rllama import tokenizers
 from rllama.config import TokenizerSource
 from rllama.errors import RllamaError
-from rllama.formats import open_checkpoint
 from rllama.formats.checkpoint import Checkpoint
-from rllama.loader import StrPath
+from rllama.loader import StrPath, open_model
 from rllama.tensor import TensorView
 
 
 def inspect_file(
-    path: StrPath, *, param_path: StrPath | None = None, tokenizer_path: StrPath | None = None
+    path: StrPath | None,
+    *,
+    param_path: StrPath | None = None,
+    tokenizer_path: StrPath | None = None,
 ) -> dict[str, Any]:
     """Everything that the file says, as plain data that JSON can hold.
 
-    Notes:   opens what can be listed even if it cannot run: a vocabulary alone, unknown types
+    Notes:   path None is the embedded model; opens what can be listed even if it cannot run: a
+             vocabulary alone, unknown types
     Raises:  FormatError, ConfigError, UnsupportedError
     """
-    checkpoint = open_checkpoint(
+    checkpoint = open_model(
         path, param_path=param_path, tokenizer_path=tokenizer_path, lenient=True
     )
     try:
