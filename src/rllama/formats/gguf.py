@@ -11,7 +11,8 @@ from rllama.formats import names
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import printable, read_head
 from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor, parse
-from rllama.formats.hparams import gguf_config
+from rllama.formats.hparams import ARCHS
+from rllama.formats.hparams_gguf import gguf_config
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.shapes import check_extras, check_tensors
 from rllama.formats.vocabulary import gguf_vocabulary, n_tokens, tokenizer_kind
@@ -84,19 +85,16 @@ def _config(header: GgufHeader, views: dict[str, TensorView]) -> ModelConfig:
     embed = views.get("embed")
     rows = embed.shape[0] if embed is not None and len(embed.shape) == 2 else 0
     count = n_tokens(header)
-    config = gguf_config(
-        header, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views
-    )
     if rows and count > rows:
         raise ConfigError(
             f"{header.where}: the vocabulary has {count} tokens, but the embedding has {rows} rows"
         )
-    return config
+    return gguf_config(
+        header, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views
+    )
 
 
 def _cannot_run(header: GgufHeader) -> bool:
-    from rllama.formats.hparams import ARCHS
-
     arch = header.values.get("general.architecture")
     return (
         not header.tensors

@@ -51,8 +51,8 @@ class GgufArray:
 
     element_type: int
     count: int
-    offset: int
     numbers: NDArray[Any] | None = None
+    bounds: NDArray[np.int64] | None = None
 
     def __str__(self) -> str:
         return f"array of {self.count} {TYPE_NAMES[self.element_type]}"
@@ -93,9 +93,9 @@ class GgufHeader:
     def strings(self, key: str) -> list[str] | None:
         """The strings of an array key; None if it is absent or holds something else."""
         value = self.values.get(key)
-        if not isinstance(value, GgufArray) or value.element_type != STRING:
+        if not isinstance(value, GgufArray) or value.bounds is None:
             return None
-        return self.cursor.strings_at(value.offset, value.count, f"key {key!r}")
+        return self.cursor.strings_at(value.bounds, f"key {key!r}")
 
 
 def parse(file: MappedFile) -> GgufHeader:
@@ -198,10 +198,8 @@ def _array(cursor: Cursor, key: str) -> GgufArray:
     what = f"array of key {key!r}"
     type_id = int(cursor.unpack(_U32, what))
     count = int(cursor.unpack(_U64, what))
-    start = cursor.offset
     if type_id == STRING:
-        cursor.skip_strings(count, what)
-        return GgufArray(STRING, count, start)
+        return GgufArray(STRING, count, bounds=cursor.skip_strings(count, what))
     if type_id == ARRAY:
         raise UnsupportedError(f"{cursor.file.where}: {what}: arrays of arrays are not supported")
     if type_id not in _NUMPY:
@@ -209,7 +207,7 @@ def _array(cursor: Cursor, key: str) -> GgufArray:
     numbers = cursor.array(_NUMPY[type_id], count, what)
     if type_id == BOOL and count and int(numbers.max()) > 1:
         raise FormatError(f"{cursor.file.where}: {what}: a bool other than 0 and 1")
-    return GgufArray(type_id, count, start, numbers)
+    return GgufArray(type_id, count, numbers)
 
 
 def _alignment(header: GgufHeader) -> int:

@@ -16,7 +16,7 @@ from rllama.formats import names
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.fields import Fields
 from rllama.formats.files import is_dir, is_file, list_dir, printable
-from rllama.formats.hparams import hf_config
+from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views

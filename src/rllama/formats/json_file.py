@@ -10,7 +10,7 @@ from rllama.errors import RllamaError
 from rllama.formats.fields import Fields
 from rllama.formats.files import printable, read_small
 
-CONFIG_LIMIT_BYTES = 4 << 20
+CONFIG_LIMIT_BYTES = 1 << 20
 INDEX_LIMIT_BYTES = 64 << 20
 
 
@@ -70,6 +70,8 @@ def read_json(path: str, error: type[RllamaError], limit_bytes: int) -> dict[str
     return parse_json(data, printable(path), error)
 
 
-def read_fields(path: str, error: type[RllamaError]) -> Fields:
+def read_fields(
+    path: str, error: type[RllamaError], limit_bytes: int = CONFIG_LIMIT_BYTES
+) -> Fields:
     """The object in a small JSON file, for reading its fields one by one."""
-    return Fields(read_json(path, error, CONFIG_LIMIT_BYTES), printable(path))
+    return Fields(read_json(path, error, limit_bytes), printable(path))

@@ -16,6 +16,7 @@ from rllama.formats.json_file import read_fields
 from rllama.formats.vocabulary import open_gguf_vocabulary
 
 _LIMIT_BYTES = 64 << 20
+_SETTINGS_LIMIT_BYTES = 16 << 20  # tokenizer_config.json lists added tokens and templates
 _MAX_PIECE_BYTES = 65536
 _RECORD = struct.Struct("<fi")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
@@ -133,5 +134,5 @@ def _with_folder_settings(source: TokenizerSource, folder: str) -> TokenizerSour
     path = os.path.join(folder, "tokenizer_config.json")
     if source.kind == "vocab" or not is_file(path):
         return source
-    add_bos = read_fields(path, ConfigError).values.get("add_bos_token")
+    add_bos = read_fields(path, ConfigError, _SETTINGS_LIMIT_BYTES).values.get("add_bos_token")
     return replace(source, add_bos=add_bos) if type(add_bos) is bool else source

@@ -1,0 +1,119 @@
+"""From the keys of a GGUF file to a ModelConfig."""
+
+from __future__ import annotations
+
+from rllama.config import ModelConfig
+from rllama.errors import UnsupportedError
+from rllama.formats.fields import Fields, shown
+from rllama.formats.gguf_header import GgufArray, GgufHeader
+from rllama.formats.hparams import build, head_dim_of, require_arch
+
+
+def gguf_config(
+    header: GgufHeader, *, vocab_size: int, n_tokens: int, tied_head: bool
+) -> ModelConfig:
+    """Translate GGUF keys.
+
+    Units:   vocab_size rows of the embedding, n_tokens pieces of the vocabulary (0: none)
+    Raises:  ConfigError, UnsupportedError
+    """
+    where = header.cursor.file.where
+    fields = Fields(header.values, where)
+    arch = _gguf_arch(fields)
+    key = f"{arch}.".__add__
+    sizes = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count",
+             "context_length", "attention.layer_norm_rms_epsilon")  # fmt: skip
+    fields.require(*(key(name) for name in sizes))
+    _refuse_gguf_experts(fields, arch)
+    n_layers = fields.whole(key("block_count"), high=4096)
+    dim = fields.whole(key("embedding_length"))
+    n_heads = _per_layer(fields, key("attention.head_count"), n_layers, None)
+    n_kv_heads = _per_layer(fields, key("attention.head_count_kv"), n_layers, n_heads)
+    head_dim = head_dim_of(
+        fields, key("attention.key_length"), dim, n_heads, key("embedding_length")
+    )
+    if fields.whole(key("attention.value_length"), head_dim) != head_dim:
+        raise UnsupportedError(f"{where}: {key('attention.value_length')} differs from key_length")
+    _check_gguf_rope(fields, arch, head_dim)
+    known = n_tokens or vocab_size
+    kind = header.values.get("tokenizer.ggml.model")
+    return build(
+        where, arch=arch, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
+        head_dim=head_dim, vocab_size=vocab_size, tied_head=tied_head,
+        ffn_dim=_per_layer(fields, key("feed_forward_length"), n_layers, None),
+        max_seq_len=fields.whole(key("context_length")),
+        norm_eps=fields.number(key("attention.layer_norm_rms_epsilon"), high=1.0),
+        rope_theta=fields.number(key("rope.freq_base"), 10000.0),
+        rope_style="interleaved",
+        bos_token_id=fields.token_id("tokenizer.ggml.bos_token_id", known,
+                                     1 if kind == "llama" and known > 1 else None),
+        eos_token_ids=_gguf_eos(fields, known, kind == "llama"),
+        add_bos=fields.flag("tokenizer.ggml.add_bos_token")
+        if "tokenizer.ggml.add_bos_token" in fields else (True if kind == "llama" else None),
+        name=fields.text("general.name", ""),
+    )  # fmt: skip
+
+
+def _gguf_arch(fields: Fields) -> str:
+    if "general.architecture" not in fields:
+        raise fields.fail("general.architecture", "is missing: the file names no architecture")
+    arch = fields.text("general.architecture")
+    require_arch(arch, fields.where)
+    if "split.count" in fields and fields.whole("split.count", low=0, high=65535) > 1:
+        raise UnsupportedError(
+            f"{fields.where}: split.count: a model split over several GGUF files is not supported; "
+            "merge the files into one"
+        )
+    return arch
+
+
+def _refuse_gguf_experts(fields: Fields, arch: str) -> None:
+    for name in ("expert_count", "expert_used_count"):
+        key = f"{arch}.{name}"
+        if fields.whole(key, 0, low=0) > 0:
+            raise UnsupportedError(f"{fields.where}: {key}: mixtures of experts are not supported")
+
+
+def _per_layer(fields: Fields, key: str, n_layers: int, default: int | None) -> int:
+    """A size that may also be given as an array with one equal entry per layer."""
+    value = fields.values.get(key)
+    if not isinstance(value, GgufArray):
+        return fields.whole(key) if default is None else fields.whole(key, default)
+    if value.numbers is None or value.numbers.dtype.kind not in "iu":
+        raise fields.fail(key, f"is an {value}; whole numbers are wanted")
+    if value.count != n_layers:
+        raise fields.fail(key, f"is an {value}, but there are {n_layers} layers")
+    if int(value.numbers.min()) != int(value.numbers.max()):
+        raise UnsupportedError(f"{fields.where}: {key} differs from layer to layer")
+    first = int(value.numbers[0])
+    return Fields({key: first}, fields.where).whole(key)
+
+
+def _check_gguf_rope(fields: Fields, arch: str, head_dim: int) -> None:
+    key = f"{arch}.rope.dimension_count"
+    n_rotated = fields.whole(key, head_dim)
+    if n_rotated % 2 or n_rotated > head_dim:
+        raise fields.fail(key, f"is {n_rotated}; it must be even and at most {head_dim}")
+    if n_rotated < head_dim:
+        raise UnsupportedError(
+            f"{fields.where}: {key} is {n_rotated} of {head_dim}: partial rotation is not supported"
+        )
+    scaling = fields.text(f"{arch}.rope.scaling.type", "none")
+    factor = fields.number(f"{arch}.rope.scaling.factor", 1.0)
+    linear = fields.number(f"{arch}.rope.scale_linear", 1.0)
+    if scaling != "none" and not (scaling == "linear" and factor == 1.0):
+        raise UnsupportedError(
+            f"{fields.where}: {arch}.rope.scaling.type {shown(scaling)} is not supported"
+        )
+    if linear != 1.0:
+        raise UnsupportedError(f"{fields.where}: {arch}.rope.scale_linear is not supported")
+
+
+def _gguf_eos(fields: Fields, n_tokens: int, is_spm: bool) -> tuple[int, ...]:
+    default = 2 if is_spm and n_tokens > 2 else None
+    found = [fields.token_id("tokenizer.ggml.eos_token_id", n_tokens, default)]
+    for name in ("eot", "eom"):
+        found.append(fields.token_id(f"tokenizer.ggml.{name}_token_id", n_tokens))
+    for name in ("padding", "unknown", "seperator", "separator"):
+        fields.token_id(f"tokenizer.ggml.{name}_token_id", n_tokens)
+    return tuple(dict.fromkeys(token_id for token_id in found if token_id is not None))
