@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "rllama"
 FLOORS = {
     "_kernels": 0, "_identity": 0,
     "errors": 1, "config": 1, "dtypes": 1, "tensor": 1, "batch": 1, "quant": 1,
-    "backend": 2, "cpu": 2, "opencl": 2, "dist": 2, "memory": 2, "yardstick": 2,
+    "backend": 2, "cpu": 2, "opencl": 2, "dist": 2, "memory": 2, "yardstick": 2, "threads": 2,
     "formats": 3, "tokenizers": 3,
     "models": 4,
     "loader": 5,
@@ -27,8 +27,9 @@ FLOORS = {
 SAME_FLOOR = {
     ("config", "errors"), ("dtypes", "errors"), ("tensor", "errors"), ("tensor", "dtypes"),
     ("quant", "errors"), ("quant", "dtypes"),
-    ("cpu", "backend"), ("opencl", "backend"), ("backend", "cpu"), ("backend", "opencl"),
+    ("cpu", "backend"), ("cpu", "threads"), ("opencl", "backend"), ("backend", "cpu"), ("backend", "opencl"),
     ("cli", "server"), ("cli", "tools"),
+    ("cli", "__init__"),  # `rllama --version`, and whose package this is
 }  # fmt: skip
 SERVER_SEES = {"llm", "engine", "config", "errors"}
 # Hardware is known to those that wrap it; everybody else holds the protocol of `backend`.
