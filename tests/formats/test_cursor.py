@@ -71,7 +71,7 @@ def test_random_strings_come_back(tmp_path: Path) -> None:
 
 def test_string_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     data = pack([*(text.encode() for text in plain(N)), b"\xff", b"x"])
-    with pytest.raises(FormatError, match="entry 100 at offset .* is not UTF-8"):
+    with pytest.raises(FormatError, match=r"entry 100 at offset .* is not UTF-8"):
         read_back(tmp_path / "m", data, N + 2, b"end")
 
 
