@@ -33,12 +33,15 @@ test: $(VENV)/.tools $(VENV)/.built
 test-long: $(VENV)/.tools $(VENV)/.built
 	@$(BIN)/python -m pytest -q
 
-lint: $(VENV)/.tools $(VENV)/.built
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/clang-format --dry-run -Werror $(C_FILES)
-	@echo "lint: all clean"
+# All checks run, so that one look shows everything; any of them fails the target.
+lint: $(VENV)/.tools
+	@failed=; \
+	$(BIN)/ruff check --quiet . || failed="$$failed ruff-check"; \
+	$(BIN)/ruff format --quiet --check . || failed="$$failed ruff-format"; \
+	$(BIN)/mypy || failed="$$failed mypy"; \
+	$(BIN)/clang-format --dry-run -Werror $(C_FILES) || failed="$$failed clang-format"; \
+	if [ -n "$$failed" ]; then echo "lint: failed:$$failed" >&2; exit 1; fi; \
+	echo "lint: all clean"
 
 format: $(VENV)/.tools
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -52,21 +55,25 @@ bench: $(VENV)/.built
 
 # The interpreter that set-up would take.
 python:
-	@for python in $(CANDIDATES); do \
-		if $$python -c '$(SUITABLE)' 2>/dev/null; then command -v $$python; exit 0; fi; \
+	@$(find_python); command -v $$python
+
+find_python = python=; for name in $(CANDIDATES); do \
+		if $$name -c '$(SUITABLE)' 2>/dev/null; then python=$$name; break; fi; \
 	done; \
-	echo "make: no Python >= 3.11 with headers among: $(CANDIDATES)." \
-		"Install one (on Debian: python3-dev and python3-venv) or set PYTHON=." >&2; \
-	exit 1
+	if [ -z "$$python" ]; then \
+		echo "make: no Python >= 3.11 with headers among: $(CANDIDATES)." \
+			"Install one (on Debian: python3-dev and python3-venv) or set PYTHON=." >&2; \
+		exit 1; \
+	fi
 
 # Two ways to an environment with pip: the interpreter's own, or a pip that it has outside.
 $(VENV)/.python:
-	@python=$$($(MAKE) --silent --no-print-directory python) || exit 1; \
+	@$(find_python); \
 	if $$python -c 'import ensurepip' 2>/dev/null; then \
 		$$python -m venv --clear $(VENV); \
 	elif $$python -m pip --version >/dev/null 2>&1; then \
 		$$python -m venv --clear --without-pip $(VENV) && \
-		$$python -m pip --quiet --disable-pip-version-check --python $(BIN)/python install pip; \
+		$$python -m pip -qq --disable-pip-version-check --python $(BIN)/python install pip; \
 	else \
 		echo "make: $$python has neither ensurepip nor pip." \
 			"Install one of them (on Debian: python3-venv) or set PYTHON=." >&2; \
@@ -89,7 +96,7 @@ $(VENV)/.built: $(NATIVE) $(VENV)/.needs
 
 requirements = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
 	print(*($(1)), sep="\n")' > $(VENV)/requirements.txt && \
-	$(PIP) install --requirement $(VENV)/requirements.txt
+	$(PIP) --quiet install --requirement $(VENV)/requirements.txt
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
