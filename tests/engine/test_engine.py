@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import MakeEngine
@@ -18,6 +20,8 @@ from hash_model import (
     true_row,
 )
 
+from rllama.config import EngineConfig
+from rllama.engine.engine import Engine
 from rllama.errors import (
     BackendError,
     ConfigError,
@@ -206,8 +210,6 @@ def test_engine_logprobs_and_probability(make_engine: MakeEngine) -> None:
 
 
 def test_engine_probability_only_when_wanted(make_engine: MakeEngine) -> None:
-    from dataclasses import replace
-
     engine = make_engine()
     request = ask([1, 2], max_new_tokens=1)
     plain, wanted = engine.submit(request), engine.submit(replace(request, want_probability=True))
@@ -318,9 +320,6 @@ def test_engine_closed_refuses_everything(make_engine: MakeEngine) -> None:
 
 def test_engine_default_cache_holds_a_context(make_engine: MakeEngine) -> None:
     backend = HashBackend()
-    from rllama.config import EngineConfig
-    from rllama.engine.engine import Engine
-
     Engine(HashModel(), None, EngineConfig(), backend).close()  # type: ignore[arg-type]
     (store,) = backend.stores
     assert store.n_pages * store.page_len >= CONTEXT

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import MakeEngine
-from hash_model import HashModel, ask, drain, ids_of, run, true_row
+from hash_model import BASE, HashBackend, HashModel, ask, drain, ids_of, run, true_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rllama.engine.engine import Engine
 from rllama.engine.request import Request
 from rllama.engine.sampling import choose, uniform
 
@@ -96,12 +99,6 @@ def test_invariance_arriving_one_by_one_with_aborts(make_engine: MakeEngine) -> 
 def test_invariance_any_order_and_size(
     order: list[int], chunk: int, n_pages: int, max_seqs: int, page_len: int
 ) -> None:
-    from dataclasses import replace
-
-    from hash_model import BASE, HashBackend
-
-    from rllama.engine.engine import Engine
-
     config = replace(
         BASE, max_batch_tokens=chunk, n_pages=n_pages * 4 // page_len + 1, max_seqs=max_seqs,
         page_len=page_len,

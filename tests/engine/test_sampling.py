@@ -120,7 +120,7 @@ def make_logits(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
     return x.astype(np.float32)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     kind=RANDOM_LOGITS,
     n=st.one_of(st.integers(1, 40), st.integers(100, 300), st.sampled_from([512, 1025, 4000])),

@@ -416,6 +416,7 @@ def test_worker_fork_in_mid_generation(
     first = next(outbox)
 
     def child() -> bool:
+        assert not worker._engine.has_work, "the parent's request came along"
         gate.open()
         caplog.clear()
         try:

@@ -34,9 +34,9 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr int64_t kBlock = 128;  // ids per block maximum; a few cache lines
+constexpr int64_t kBlock = 128; // ids per block maximum; a few cache lines
 constexpr int64_t kMaxVocab = int64_t{1} << 19;
-constexpr double kUnit = 1.0 / (int64_t{1} << 34);  // weights are multiples of this
+constexpr double kUnit = 1.0 / (int64_t{1} << 34); // weights are multiples of this
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 struct Item {
@@ -67,9 +67,9 @@ inline float float_of(uint32_t bits) {
 inline float exp_neg(float x) {
     const int32_t size = static_cast<int32_t>(bits_of(x) & 0x7FFFFFFFu);
     x = float_of(static_cast<uint32_t>(size < 0x42AE0000 ? size : 0x42AE0000) | 0x80000000u);
-    const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole k
+    const float shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to a whole k
     const float k = shifted - 12582912.0f;
-    const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;  // ln 2 in two parts
+    const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f; // ln 2 in two parts
     float p = 1.0f / 5040.0f;
     p = p * r + 1.0f / 720.0f;
     p = p * r + 1.0f / 120.0f;
@@ -78,12 +78,12 @@ inline float exp_neg(float x) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    return p * float_of((bits_of(shifted) + 127u) << 23);  // times 2^k
+    return p * float_of((bits_of(shifted) + 127u) << 23); // times 2^k
 }
 
 // To the nearest multiple of 2^-34, for 0 <= weight <= 1.
 inline double exact(float weight) {
-    constexpr double magic = 1.5 * (1 << 18);  // its last bit is worth 2^-34
+    constexpr double magic = 1.5 * (1 << 18); // its last bit is worth 2^-34
     return (static_cast<double>(weight) + magic) - magic;
 }
 
@@ -101,9 +101,9 @@ std::array<uint32_t, 4> philox(std::array<uint32_t, 4> c, std::array<uint32_t, 2
 }
 
 double uniform(uint64_t seed, uint32_t choice, uint64_t position) {
-    const auto words = philox({static_cast<uint32_t>(position),
-                               static_cast<uint32_t>(position >> 32), choice, 0},
-                              {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+    const auto words = philox(
+        {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), choice, 0},
+        {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
     return ((words[0] >> 5) * 67108864.0 + (words[1] >> 6)) * (1.0 / 9007199254740992.0);
 }
 
@@ -404,7 +404,7 @@ class Sampler {
         const double floor = (total - mass) / static_cast<double>(n) * 0.999 - kUnit;
         items_.resize(n);
         size_t count = 0;
-        for (size_t i = 0; i < n; ++i) {  // without a branch: which ones pass is hard to guess
+        for (size_t i = 0; i < n; ++i) { // without a branch: which ones pass is hard to guess
             items_[count] = {x[i], static_cast<int32_t>(i)};
             count += static_cast<double>(weights_[i]) >= floor;
         }
@@ -460,7 +460,7 @@ class Sampler {
     std::vector<Item> items_, picked_;
 };
 
-}  // namespace
+} // namespace
 
 PYBIND11_MODULE(_sampler, m) {
     m.doc() = "The choice of the next token over a whole vocabulary; sampling.py says what.";
