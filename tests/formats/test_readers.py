@@ -24,10 +24,11 @@ from writers import (
     write_llama2c,
 )
 
-from rllama.errors import ConfigError, FormatError, UnsupportedError
+from rllama.errors import ConfigError, FormatError, MemoryPlanError, UnsupportedError
 from rllama.formats import open_checkpoint, open_gguf_vocabulary
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.shapes import expected_shapes
+from rllama.memory import Available
 from rllama.quant import dequantize, quantize
 
 CFG = tiny_config(dim=64, ffn_dim=96, head_dim=16)
@@ -280,6 +281,18 @@ def test_llama2c_groups_that_straddle_rows_are_floats(tmp_path: Path) -> None:
     assert checkpoint.tensors["layers.0.w_up"].dtype.name == "Q8_F32"
     assert np.abs(values(checkpoint, "layers.1.w_down") - model["layers.1.w_down"]).max() < 0.01
     checkpoint.close()
+
+
+def test_llama2c_groups_that_do_not_fit_are_refused_before_copying(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_llama2c(tmp_path / "m.bin", CFG, MODEL, 2)
+    with monkeypatch.context() as patch:
+        little = Available(100_000, "a test")
+        patch.setattr("rllama.formats.llama2c.available_memory", lambda: little)
+        with pytest.raises(MemoryPlanError, match=r"0\.00 GB are there \(a test\)"):
+            open_checkpoint(path)
+    open_checkpoint(path).close()
 
 
 def test_llama2c_takes_the_vocabulary_of_its_size(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rllama.config import ModelConfig, TokenizerSource
 from rllama.dtypes import F32, Q8_F32, DType
-from rllama.errors import ConfigError, FormatError, UnsupportedError
+from rllama.errors import ConfigError, FormatError, MemoryPlanError, UnsupportedError
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import printable, read_head, stat_path
 from rllama.formats.hparams import Llama2cHeader, llama2c_config
@@ -18,6 +18,7 @@ from rllama.formats.mapped_file import MappedFile
 from rllama.formats.names import LLAMA2C, in_file
 from rllama.formats.shapes import check_tensors, expected_shapes
 from rllama.formats.tokenizer_files import find_tokenizer
+from rllama.memory import available_memory
 from rllama.tensor import TensorView
 
 NAME = "llama2.c"
@@ -48,7 +49,7 @@ def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> 
 
     Notes:   version 2 is copied into blocks of 32 where its groups allow, else made F32;
              the vocabulary is tok<n>.bin, tokenizer.bin or tokenizer.model beside the file
-    Raises:  FormatError, UnsupportedError, ConfigError
+    Raises:  FormatError, UnsupportedError, ConfigError, MemoryPlanError
     """
     if param_path is not None:
         raise ConfigError(
@@ -60,6 +61,7 @@ def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> 
         config = llama2c_config(header, file.where, stem)
         _check_size(file, header)
         if header.version == 2:
+            _require_memory(file, header, config)
             tensors = dict(_read_groups(file, header, config))
         else:
             tensors = dict(_map_floats(file, header, config))
@@ -212,6 +214,23 @@ def _map_floats(
         at += n_bytes
 
 
+def _type_of(shape: tuple[int, ...], group_size: int) -> DType:
+    """Blocks of 32 where groups and rows allow it, else plain floats."""
+    return F32 if group_size % 32 or shape[-1] % 32 else Q8_F32
+
+
+def _require_memory(file: MappedFile, header: Llama2cHeader, config: ModelConfig) -> None:
+    """Raises MemoryPlanError, before anything is copied, if the copies do not fit."""
+    matrices = [shape for shape in expected_shapes(config).values() if len(shape) == 2]
+    need = sum(_type_of(shape, header.group_size).n_bytes(shape) for shape in matrices)
+    have = available_memory()
+    if need > have.n_bytes:
+        raise MemoryPlanError(
+            f"{file.where}: the groups of llama2.c version 2 are copied at load; that takes "
+            f"{need / 1e9:.2f} GB, {have.n_bytes / 1e9:.2f} GB are there ({have.limit})"
+        )
+
+
 def _read_groups(
     file: MappedFile, header: Llama2cHeader, config: ModelConfig
 ) -> Iterator[tuple[str, TensorView]]:
@@ -234,8 +253,8 @@ def _read_groups(
 def _reblock(
     values: np.ndarray, scales: np.ndarray, shape: tuple[int, ...], group_size: int, origin: str
 ) -> TensorView:
-    """Blocks of 32 with their group's scale; plain floats where groups or rows do not allow it."""
-    if group_size % 32 or shape[1] % 32:
+    """Values in the type of `_type_of`, each block with its group's scale."""
+    if _type_of(shape, group_size) is F32:
         floats = values.reshape(-1, group_size) * scales.reshape(-1, 1)
         return _view(floats, F32, shape, origin)
     blocks = np.empty((values.size // 32, 36), dtype=np.uint8)
