@@ -98,6 +98,10 @@ USAGE = [
     (["--model-path", ""], "the path is empty"),
     (["run", "x", "--model-path", "y"], "two different models"),
     (["run", "x", "y"], "unrecognized arguments: y"),
+    (["run", "-n", "-1"], "-n is a count from 0"),
+    (["run", "-n", "1", "--max-new-tokens", "2"], "excludes --max-new-tokens"),
+    (["run", "-t", "-1"], "temperature must be a number from 0"),
+    (["-t", "1"], "unrecognized arguments: -t 1"),
     (["inpect"], "did you mean 'inspect'"),
     (["frobnicate"], "there are run, inspect"),
     (["inspect", "--cpu", "x"], "--cpu is about this machine"),
@@ -278,6 +282,15 @@ def test_every_sampling_flag_reaches_the_engine(
         ),
         SamplingParams(max_new_tokens=1),
     ]  # fmt: skip
+
+
+def test_llama2c_letters_tell_the_trained_model_s_stories(
+    capsys: pytest.CaptureFixture[str], stories: Path
+) -> None:
+    model, tokenizer = stories / "stories260K.bin", stories / "tok512.bin"
+    for prompt, want in json.loads((stories / "greedy_texts.json").read_text()).items():
+        letters = ["-t", "0", "-n", "200", "-i", prompt, "-z", tokenizer, "--quiet"]
+        assert run(capsys, "run", model, *letters) == (0, want, "")
 
 
 # ---- inspect ----

@@ -158,9 +158,34 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ignore-eos", action="store_true", help=texts["ignore_eos"])
 
 
+def add_llama2c_flags(parser: argparse.ArgumentParser) -> None:
+    """The letters that llama2.c's `run` has for some of the options."""
+    group = parser.add_argument_group("as in llama2.c's run (also -i for the prompt)")
+    for letter, name, (convert, metavar, _) in (
+        ("-t", "temperature", _SAMPLING_FLAGS["temperature"]),
+        ("-p", "top_p", _SAMPLING_FLAGS["top_p"]),
+        ("-s", "seed", _SAMPLING_FLAGS["seed"]),
+        ("-z", "tokenizer_path", (str, "PATH", "")),
+        ("-n", "steps", (whole, "N", "")),
+    ):
+        same = f"the same as --{name.replace('_', '-')}"
+        group.add_argument(
+            letter,
+            dest=name,
+            type=convert,
+            metavar=metavar,
+            default=argparse.SUPPRESS,
+            help="positions after BOS, the prompt's among them; 0: all"
+            if name == "steps"
+            else same,
+        )
+
+
 def sampling_params(options: argparse.Namespace) -> SamplingParams:
     """The sampling flags as they were given. Raises ConfigError for values out of range."""
     given = {name: getattr(options, name) for name in _SAMPLING_FLAGS}
+    if options.steps is not None and (options.steps < 0 or options.max_new_tokens is not None):
+        raise UsageError("-n is a count from 0, and excludes --max-new-tokens")
     stop = tuple(options.stop) if options.stop else None
     return SamplingParams(**given, stop=stop, ignore_eos=options.ignore_eos or None)
 

@@ -10,6 +10,7 @@ from rllama.cli import exit_codes
 from rllama.cli.args import (
     Parser,
     add_engine_flags,
+    add_llama2c_flags,
     add_model_flags,
     add_sampling_flags,
     model_path,
@@ -35,6 +36,10 @@ def add_flags(parser: Parser, *, positional: bool) -> None:
     add_model_flags(parser, positional=positional)
     add_sampling_flags(parser)
     add_engine_flags(parser)
+    parser.set_defaults(steps=None)
+    if positional:
+        source.add_argument("-i", dest="prompt", metavar="TEXT", help="the same as --prompt")
+        add_llama2c_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,6 +50,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         show_warnings()
     llm = _load(options, path)
+    if options.steps:
+        n_new = options.steps - len(llm.tokenize(prompt, add_bos=False))
+        params = params.with_(max_new_tokens=max(0, n_new))
     progress, peak = Progress("reading the prompt", " tok", shown=not options.quiet), PeakMemory()
 
     def on_prefill(done: int, total: int) -> None:
