@@ -6,6 +6,9 @@ import asyncio
 import gc
 import json
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -398,6 +401,60 @@ def test_close_from_another_thread_ends_a_waiting_call(tiny_model: Path) -> None
     thread.join(timeout=10)
     assert not thread.is_alive()
     assert all(isinstance(error, EngineClosedError) for error in errors)
+
+
+def test_ctrl_c_in_generate_aborts_what_runs(llm: LLM) -> None:
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(PROMPTS, GREEDY.with_(max_new_tokens=4000))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert_idle(llm)
+
+
+FORK = """
+import os, sys
+from rllama import LLM, SamplingParams
+params = SamplingParams(temperature=0, max_new_tokens=20, ignore_eos=True)
+llm = LLM(sys.argv[1], n_threads=2)
+want = llm.generate("the sea", params).text
+child = os.fork()
+same = llm.generate("the sea", params).text == want
+if child == 0:
+    os._exit(0 if same else 3)
+assert same
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+NEVER_CLOSED = """
+import sys
+from rllama import LLM
+llm = LLM(sys.argv[1])
+stream = llm.stream("the sea")
+next(stream)
+"""
+
+
+@pytest.mark.parametrize("script", [FORK, NEVER_CLOSED], ids=["fork", "never-closed"])
+def test_process_ends_well(tiny_model: Path, script: str) -> None:
+    command = [sys.executable, "-c", script, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+
+
+def test_step_bytes_are_weights_read_plus_cache(llm: LLM) -> None:
+    cfg, views = llm.config, llm.loaded.checkpoint.tensors
+    embed = views["embed"].n_bytes
+    weights = sum(view.n_bytes for view in views.values()) - embed + embed // cfg.vocab_size
+    per_position = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * 4
+    assert llm.step_bytes(0) == weights
+    assert llm.step_bytes(100) == weights + 100 * per_position
 
 
 def test_load_generate_close_gives_memory_back(tiny_model: Path) -> None:
