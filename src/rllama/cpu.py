@@ -92,6 +92,8 @@ class CpuBackend(core.Context):
         chosen = isa or os.environ.get("RLLAMA_ISA") or None
         n = usable_threads().n_threads if n_threads is None else check_threads(n_threads)
         self = super().__new__(cls, isa=chosen, n_threads=n)
+        if self.n_threads < n:
+            log.warning("the system starts only %d of %d threads", self.n_threads, n)
         _forks.watch(self)
         return self
 
@@ -168,19 +170,21 @@ def _as_f16(view: TensorView) -> memoryview:
 
 
 class _Forks:
-    """What a fork has to change: the threads library does not survive it."""
+    """What a fork has to change: the threads library does not survive it, used by whomever."""
 
     def __init__(self) -> None:
         self.live: weakref.WeakSet[CpuBackend] = weakref.WeakSet()
+        self.any_made = False
         self.in_child = False
 
     def watch(self, backend: CpuBackend) -> None:
+        self.any_made = True
         self.live.add(backend)
         if self.in_child:
             backend.set_serial()
 
     def after_in_child(self) -> None:
-        if not self.live:
+        if not self.any_made:
             return
         self.in_child = True
         for backend in list(self.live):

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "parallel.h"
 #include "selftest.h"
 
 /* Levels whose flags the compiler refused are absent: setup.py defines RL_NO_<level>. */
@@ -37,8 +38,10 @@ int rl_format_block_bytes(int format) { return format_bytes[format]; }
 
 void *rl_arena_get(rl_arena *arena, size_t n_bytes) {
     if (n_bytes <= arena->n_bytes) return arena->data;
-    free(arena->block);
+    void *old = arena->block;
+    arena->block = NULL;
     arena->n_bytes = 0;
+    free(old);
     arena->block = malloc(n_bytes + 64);
     if (arena->block == NULL) return NULL;
     arena->data = (uint8_t *)(((uintptr_t)arena->block + 63) & ~(uintptr_t)63);
@@ -90,8 +93,8 @@ rl_ctx *rl_ctx_new(const char *isa, int n_threads) {
         free(ctx);
         return NULL;
     }
-    ctx->n_threads = n_threads;
-    ctx->private = calloc((size_t)n_threads, sizeof *ctx->private);
+    ctx->n_threads = rl_startable_threads(n_threads);
+    ctx->private = calloc((size_t)ctx->n_threads, sizeof *ctx->private);
     if (ctx->private == NULL) {
         free(ctx);
         return NULL;

@@ -48,7 +48,7 @@ cdef extern from "rl.h" nogil:
     rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) noexcept
     rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
                        float *out) noexcept
-    rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, float eps,
+    rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
                           int64_t n_tokens, int64_t dim, float *out) noexcept
     rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) noexcept
     ctypedef struct rl_rope_table:
@@ -80,7 +80,7 @@ cdef extern from "rl.h" nogil:
         const int32_t *seq_start
         const int32_t *page_table
         int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer
-        float scale
+        double scale
     rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op) noexcept
     uint64_t rl_read_all(rl_ctx *ctx, const uint8_t *data, int64_t n_bytes) noexcept
 
@@ -204,8 +204,9 @@ cdef class Step:
         if self.seq_start[0] != 0 or self.seq_start[self.n_seqs] != self.n_tokens:
             raise ShapeError("batch: seq_start must run from 0 to the number of tokens")
         for b in range(self.n_seqs):
-            if self.seq_start[b + 1] <= self.seq_start[b]:
-                raise ShapeError(f"batch: sequence {b} has no tokens")
+            if not self.seq_start[b] < self.seq_start[b + 1] <= self.n_tokens:
+                raise ShapeError(f"batch: sequence {b} has tokens {self.seq_start[b]} to "
+                                 f"{self.seq_start[b + 1]} of {self.n_tokens}")
             for t in range(self.seq_start[b] + 1, self.seq_start[b + 1]):
                 if self.positions[t] != self.positions[t - 1] + 1:
                     raise ShapeError(f"batch: positions of sequence {b} are not consecutive")
@@ -324,8 +325,10 @@ cdef class Context:
         return rl_ctx_threads(self.c)
 
     def set_serial(self):
-        """Run every op in the calling thread from now on (the child of a fork must)."""
+        """Run every op in the calling thread from now on (the child of a fork must). An op that
+        another thread had begun before the fork does not exist here."""
         rl_ctx_set_serial(self.c)
+        self.busy = False
 
     @property
     def is_serial(self):
@@ -362,7 +365,7 @@ cdef class Context:
             status = rl_embed(self.c, &table.c, &step.token_ids[0], step.n_tokens, out.data)
         self.leave(status)
 
-    def rms_norm(self, Buf x, Weight weight, float eps, Buf out):
+    def rms_norm(self, Buf x, Weight weight, double eps, Buf out):
         """out = x / sqrt(mean(x^2) + eps) * weight; weight is F32 [1, D]."""
         if weight.c.n_cols != x.n_cols or out.n_cols != x.n_cols or out.n_rows != x.n_rows:
             raise ShapeError(f"rms_norm: x {(x.n_rows, x.n_cols)} weight {weight.shape} "

@@ -74,6 +74,7 @@ typedef struct {
     query_tile *tiles;
     float *partials;
     int64_t n_tiles, n_items, n_partials, heads_per_kv, tile_tokens;
+    int64_t n_scores; /* query rows times positions, for the choice between threads and none */
 } attend_work;
 
 static int64_t seq_of_token(const rl_attend_op *op, int64_t token) {
@@ -118,6 +119,7 @@ static void add_tile(attend_work *work, int64_t seq, int64_t first, int64_t n) {
     tile->first_item = work->n_items;
     tile->partial = work->n_partials;
     work->n_items += work->kv->n_kv_heads * (tile->split ? tile->n_spans : 1);
+    work->n_scores += n * op->n_heads * (op->positions[first + n - 1] + 1);
     if (tile->split)
         work->n_partials += work->kv->n_kv_heads * tile->n_spans *
                             partial_floats(work, n * work->heads_per_kv);
@@ -171,11 +173,12 @@ static void pack_queries(const attend_work *work, const query_tile *tile, int64_
     const rl_attend_op *op = work->op;
     int64_t d = work->kv->head_dim, per_kv = work->heads_per_kv;
     int64_t n_rows = tile->n_tokens * per_kv, width = work->ctx->table.span_tile;
+    float scale = (float)op->scale; /* here, where rounding is to nearest */
     for (int64_t row = 0; row < n_rows; row++) {
         int64_t token = tile->first_token + row / per_kv, head = g * per_kv + row % per_kv;
         const float *q = op->q + (token * op->n_heads + head) * d;
         int64_t first = row / width * width, n = rl_min64(width, n_rows - first);
-        for (int64_t k = 0; k < d; k++) out[first * d + k * n + row - first] = q[k] * op->scale;
+        for (int64_t k = 0; k < d; k++) out[first * d + k * n + row - first] = q[k] * scale;
     }
 }
 
@@ -257,23 +260,21 @@ static void attend_item(void *arg, int64_t item, int thread) {
     write_rows(work, tile, index, &s);
 }
 
-static void merge_split_tiles(const attend_work *work) {
-    item_scratch s = carve_scratch(work, 0);
-    for (int64_t i = 0; i < work->n_tiles; i++) {
-        const query_tile *tile = &work->tiles[i];
-        int64_t n_rows = tile->n_tokens * work->heads_per_kv;
-        if (!tile->split) continue;
-        const float *partial = work->partials + tile->partial;
-        for (int64_t g = 0; g < work->kv->n_kv_heads; g++) {
-            start_state(&s, n_rows, work->kv->d_padded);
-            for (int64_t span = 0; span < tile->n_spans; span++) {
-                work->ctx->table.merge(n_rows, work->kv->d_padded, partial, partial + n_rows,
-                                       partial + 2 * n_rows, s.state_max, s.state_sum,
-                                       s.state_acc);
-                partial += partial_floats(work, n_rows);
-            }
-            write_rows(work, tile, g, &s);
+static void merge_split_tile(void *arg, int64_t i, int thread) {
+    const attend_work *work = arg;
+    const query_tile *tile = &work->tiles[i];
+    item_scratch s = carve_scratch(work, thread);
+    int64_t n_rows = tile->n_tokens * work->heads_per_kv;
+    if (!tile->split) return;
+    const float *partial = work->partials + tile->partial;
+    for (int64_t g = 0; g < work->kv->n_kv_heads; g++) {
+        start_state(&s, n_rows, work->kv->d_padded);
+        for (int64_t span = 0; span < tile->n_spans; span++) {
+            work->ctx->table.merge(n_rows, work->kv->d_padded, partial, partial + n_rows,
+                                   partial + 2 * n_rows, s.state_max, s.state_sum, s.state_acc);
+            partial += partial_floats(work, n_rows);
         }
+        write_rows(work, tile, g, &s);
     }
 }
 
@@ -292,7 +293,7 @@ static rl_status reserve(attend_work *work) {
     if (all == NULL) return RL_NO_MEMORY;
     if (all != (uint8_t *)work->tiles) {
         work->tiles = (query_tile *)(void *)all;
-        work->n_tiles = work->n_items = work->n_partials = 0;
+        work->n_tiles = work->n_items = work->n_partials = work->n_scores = 0;
         plan_tiles(work);
     }
     work->partials = (float *)(void *)(all + tile_bytes);
@@ -310,7 +311,10 @@ rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op) {
     rl_status status = reserve(&work);
     if (status != RL_OK) return status;
     rl_parallel_for(ctx, rl_div_up(op->n_tokens, STORE_TOKENS), store_tokens, &work);
-    rl_parallel_for(ctx, work.n_items, attend_item, &work);
-    merge_split_tiles(&work);
+    if (2 * work.n_scores * kv->head_dim < RL_INLINE_WORK)
+        rl_run_inline(work.n_items, attend_item, &work);
+    else
+        rl_parallel_for(ctx, work.n_items, attend_item, &work);
+    rl_run_inline(work.n_tiles, merge_split_tile, &work);
     return RL_OK;
 }

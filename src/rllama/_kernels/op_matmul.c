@@ -10,7 +10,6 @@
 
 #define L2_PANEL_BYTES (192 * 1024)     /* panels that a thread keeps while tiles pass by */
 #define CHUNK_BYTES (128 * 1024)        /* weights that a thread takes at once when it decodes */
-#define INLINE_WORK (64 * 1024)         /* weights times tokens below which threads cost more */
 #define FUSED_TILES 3                   /* up to this many tiles, unpacking again beats a panel */
 
 /* One weight of the op with its kernels and its share of the activations. */
@@ -237,7 +236,7 @@ rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
     rl_status status = prepare_activations(&work);
     if (status == RL_OK) status = reserve_private(&work);
     if (status != RL_OK) return status;
-    if (n_weights * op->n_tokens < INLINE_WORK)
+    if (n_weights * op->n_tokens < RL_INLINE_WORK)
         rl_run_inline(work.n_chunks, run_chunk, &work);
     else
         rl_parallel_for(ctx, work.n_chunks, run_chunk, &work);

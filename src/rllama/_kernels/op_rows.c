@@ -36,7 +36,7 @@ rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int6
 typedef struct {
     const float *x, *weight;
     float *out;
-    float eps;
+    double eps;
     rl_norm_fn norm;
     int64_t n_tokens, dim;
 } norm_work;
@@ -46,11 +46,11 @@ static void norm_rows(void *arg, int64_t item, int thread) {
     int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
     (void)thread;
     for (int64_t t = item * ROWS_PER_ITEM; t < last; t++)
-        work->norm(work->x + t * work->dim, work->weight, work->eps, work->dim,
+        work->norm(work->x + t * work->dim, work->weight, (float)work->eps, work->dim,
                    work->out + t * work->dim);
 }
 
-rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, float eps,
+rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
                       int64_t n_tokens, int64_t dim, float *out) {
     norm_work work = {x, weight, out, eps, ctx->table.rms_norm, n_tokens, dim};
     rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), norm_rows, &work);
@@ -101,15 +101,21 @@ void rl_rope_table_free(rl_rope_table *table) {
     free(table);
 }
 
-void rl_rope_table_fill(rl_rope_table *table, int64_t position) {
-    for (; table->n_filled <= position; table->n_filled++) {
-        float *row = table->values + table->n_filled * table->half_dim * 2;
-        for (int64_t i = 0; i < table->half_dim; i++) {
-            double angle = (double)table->n_filled * table->inv_freq[i];
-            row[2 * i] = (float)cos(angle);
-            row[2 * i + 1] = (float)sin(angle);
-        }
+static void fill_next_row(void *arg, int64_t item, int thread) {
+    rl_rope_table *table = arg;
+    float *row = table->values + table->n_filled * table->half_dim * 2;
+    (void)item;
+    (void)thread;
+    for (int64_t i = 0; i < table->half_dim; i++) {
+        double angle = (double)table->n_filled * table->inv_freq[i];
+        row[2 * i] = (float)cos(angle);
+        row[2 * i + 1] = (float)sin(angle);
     }
+    table->n_filled++;
+}
+
+void rl_rope_table_fill(rl_rope_table *table, int64_t position) {
+    rl_run_inline(position + 1 - table->n_filled, fill_next_row, table);
 }
 
 typedef struct {

@@ -37,6 +37,38 @@ void rl_run_inline(int64_t n_items, rl_item_fn fn, void *arg) {
     leave_fp(host);
 }
 
+#if defined(_OPENMP) && !defined(_WIN32)
+
+#include <pthread.h>
+#include <stdlib.h>
+
+static void *wait_for_gate(void *gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* Start all of them at once, as the threads library will, and let them go again. */
+int rl_startable_threads(int wanted) {
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    pthread_t *threads = malloc((size_t)wanted * sizeof *threads);
+    int n = 1; /* the calling one */
+    if (threads == NULL) return 1;
+    pthread_mutex_lock(&gate);
+    while (n < wanted && pthread_create(&threads[n], NULL, wait_for_gate, &gate) == 0) n++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 1; i < n; i++) pthread_join(threads[i], NULL);
+    pthread_mutex_destroy(&gate);
+    free(threads);
+    return n;
+}
+
+#else
+
+int rl_startable_threads(int wanted) { return wanted; }
+
+#endif
+
 #if defined(_OPENMP)
 
 #include <omp.h>

@@ -4,6 +4,9 @@
 
 #include "rl.h"
 
+/* Multiply-adds below which starting the threads costs more than they bring. */
+#define RL_INLINE_WORK (128 * 1024)
+
 /* Work on item `item` as thread `thread` (0 .. rl_ctx_threads - 1). */
 typedef void (*rl_item_fn)(void *arg, int64_t item, int thread);
 
@@ -11,7 +14,11 @@ typedef void (*rl_item_fn)(void *arg, int64_t item, int thread);
  * item, one thread, or the context is serial. */
 void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg);
 
-/* The same in the calling thread, for work too small to share. */
+/* How many of this many threads the system lets us start, 1 at least: a threads library that
+ * cannot start one ends the process. */
+int rl_startable_threads(int wanted);
+
+/* The same as rl_parallel_for in the calling thread, for work too small to share. */
 void rl_run_inline(int64_t n_items, rl_item_fn fn, void *arg);
 
 #endif

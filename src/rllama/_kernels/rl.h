@@ -70,7 +70,7 @@ rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int6
                    float *out);
 
 /* out[T, D] = x / sqrt(mean(x^2) + eps) * weight[D] */
-rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, float eps,
+rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
                       int64_t n_tokens, int64_t dim, float *out);
 
 /* gate[i] = silu(gate[i]) * up[i] */
@@ -118,7 +118,7 @@ typedef struct {
     float *out;             /* [T, H, d] */
     const int32_t *positions, *seq_start, *page_table; /* [T], [B+1], [B, P] */
     int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer;
-    float scale;
+    double scale; /* of q . k */
 } rl_attend_op;
 
 /* Store k and v into the cache, then attend every query to positions 0..its own. */

@@ -44,7 +44,10 @@ static inline float rl_hmax(rl_f32v a) {
 /* 2^n for whole n given as a float in [-126, 127] */
 static inline rl_f32v rl_exp2_whole(rl_f32v n) {
     RL_EACH {
-        int32_t bits = ((int32_t)n.v[i] + 127) << 23;
+        float shifted = n.v[i] + 12582912.0f; /* 1.5 * 2^23: n stands in the low bits */
+        uint32_t bits;
+        memcpy(&bits, &shifted, 4);
+        bits = (bits + 127u) << 23;
         memcpy(&n.v[i], &bits, 4);
     }
     return n;
