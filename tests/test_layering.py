@@ -27,7 +27,8 @@ FLOORS = {
 SAME_FLOOR = {
     ("config", "errors"), ("dtypes", "errors"), ("tensor", "errors"), ("tensor", "dtypes"),
     ("quant", "errors"), ("quant", "dtypes"),
-    ("cpu", "backend"), ("cpu", "threads"), ("opencl", "backend"), ("backend", "cpu"), ("backend", "opencl"),
+    ("cpu", "backend"), ("cpu", "threads"), ("backend", "cpu"),
+    ("opencl", "backend"), ("backend", "opencl"),
     ("cli", "server"), ("cli", "tools"),
     ("cli", "__init__"),  # `rllama --version`, and whose package this is
 }  # fmt: skip

@@ -194,13 +194,16 @@ def test_generate_params_of_another_kind_are_refused(llm: LLM) -> None:
 
 def test_stream_pieces_add_up_to_the_completion(llm: LLM) -> None:
     want = llm.generate("the sea", SEEDED)
-    pieces = list(llm.stream("the sea", SEEDED))
+    pieces = list(llm.stream("the sea", SEEDED, with_probability=True))
     assert "".join(pieces) == want.text
     assert tuple(i for piece in pieces for i in piece.token_ids) == want.token_ids
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].finish_reason == "length"
-    assert all(piece.probability is None or 0 < piece.probability <= 1 for piece in pieces)
-    assert sum(piece.probability is not None for piece in pieces) == 12
+    logprobs = llm.generate("the sea", SEEDED.with_(logprobs=0)).logprobs
+    assert logprobs is not None
+    want_each = [np.exp(entry.logprob) for entry in logprobs]
+    assert [piece.probability for piece in pieces] == pytest.approx(want_each)
+    assert {piece.probability for piece in llm.stream("the sea", SEEDED)} == {None}
 
 
 def test_stream_reports_prefill_and_stats(tiny_model: Path) -> None:

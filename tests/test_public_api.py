@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LLM_METHODS = {
     "generate": ["prompts", "params"],
     "agenerate": ["prompts", "params"],
-    "stream": ["prompt", "params", "on_prefill"],
-    "astream": ["prompt", "params"],
+    "stream": ["prompt", "params", "with_probability", "on_prefill"],
+    "astream": ["prompt", "params", "with_probability"],
     "logits": ["token_ids"],
     "tokenize": ["text", "add_bos"],
     "detokenize": ["token_ids"],

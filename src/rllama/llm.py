@@ -192,19 +192,27 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
+        with_probability: bool = False,
         on_prefill: OnPrefill | None = None,
     ) -> Stream:
         """Continue one prompt piece by piece; closing or dropping the stream aborts it.
 
-        Notes:   on_prefill hears how much of the prompt is computed
+        Notes:   with_probability fills `Piece.probability`, at the price of a pass over the
+                 vocabulary per token; on_prefill hears how much of the prompt is computed
         Raises:  as generate; what is wrong with the prompt at once, the rest while it runs
         """
-        request = self._request(prompt, params, want_probability=True)
+        request = self._request(prompt, params, with_probability=with_probability)
         return Stream(self._worker.submit(request), on_prefill)
 
-    def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
+    def astream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        with_probability: bool = False,
+    ) -> AsyncStream:
         """Like `stream`, for the running event loop."""
-        request = self._request(prompt, params, want_probability=True)
+        request = self._request(prompt, params, with_probability=with_probability)
         return AsyncStream(self._worker.submit_async(request))
 
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -262,13 +270,13 @@ class LLM:
         return requests
 
     def _request(
-        self, prompt: object, params: SamplingParams | None, *, want_probability: bool = False
+        self, prompt: object, params: SamplingParams | None, *, with_probability: bool = False
     ) -> Request:
         if params is not None and not isinstance(params, SamplingParams):
             raise ConfigError(f"params must be SamplingParams, not {type(params).__name__}")
         ids = self.tokenize(prompt, None) if isinstance(prompt, str) else _token_ids(prompt)
         sampling = (params or SamplingParams()).resolved(self.config.generation)
-        request = Request(tuple(ids), sampling, want_probability=want_probability)
+        request = Request(tuple(ids), sampling, want_probability=with_probability)
         self._engine.prepare(request)  # what is wrong with it is said here, before anything runs
         return request
 

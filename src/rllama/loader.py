@@ -16,7 +16,7 @@ from rllama.config import EngineConfig, ModelConfig
 from rllama.errors import ConfigError, FormatError
 from rllama.formats import open_checkpoint, tokenizer_source
 from rllama.formats.checkpoint import Checkpoint
-from rllama.memory import MemoryPlan, available_memory, plan_memory
+from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
 from rllama.tensor import TensorView
@@ -80,7 +80,7 @@ def load(
     Notes:   path None is the model that comes with the package
     Raises:  ConfigError, FormatError, UnsupportedError, MemoryPlanError, BackendError
     """
-    start, wanted = time.perf_counter(), engine or EngineConfig()
+    start = time.perf_counter()
     # Asked before the file is mapped: the mapping would count against an address space limit.
     available = available_memory()
     with ExitStack() as undo:
@@ -88,22 +88,13 @@ def load(
         undo.callback(backend.close)
         checkpoint = open_model(path, param_path=param_path, tokenizer_path=tokenizer_path)
         undo.callback(checkpoint.close)
-        cfg, tensors = _config_of(checkpoint), checkpoint.tensors
+        cfg = _config_of(checkpoint)
         architecture = find(cfg.arch)
         tokenizer = _tokenizer_of(checkpoint, cfg)
-        kv_dtype = natural_kv_dtype(tensors, f16=f16)
-        if wanted.kv_dtype != "auto":
-            kv_dtype = wanted.kv_dtype
-        weights_bytes = held_bytes(tensors, f16=f16)
-        plan = plan_memory(
-            cfg, wanted, weights_bytes=weights_bytes, kv_dtype=kv_dtype, available=available
-        )
-        settled = replace(
-            wanted, kv_dtype=kv_dtype, n_pages=plan.n_pages, max_seq_len=plan.max_seq_len
-        )
+        settled, plan = _settle(checkpoint, cfg, engine or EngineConfig(), f16, available)
         model = architecture(
             cfg,
-            tensors,
+            checkpoint.tensors,
             backend,
             f16=f16,
             max_batch_tokens=settled.max_batch_tokens,
@@ -111,8 +102,28 @@ def load(
             on_progress=on_progress,
         )
         undo.pop_all()
-    _log_load(checkpoint.path, cfg, settled, plan, time.perf_counter() - start)
-    return Loaded(checkpoint, model, tokenizer, backend, settled, plan, f16)
+    loaded = Loaded(checkpoint, model, tokenizer, backend, settled, plan, f16)
+    _log_load(loaded, time.perf_counter() - start)
+    return loaded
+
+
+def _settle(
+    checkpoint: Checkpoint, cfg: ModelConfig, engine: EngineConfig, f16: bool, available: Available
+) -> tuple[EngineConfig, MemoryPlan]:
+    """Answer what the options leave open: type and size of the cache, length of the context."""
+    tensors = checkpoint.tensors
+    kv_dtype = engine.kv_dtype
+    if kv_dtype == "auto":
+        kv_dtype = natural_kv_dtype(tensors, f16=f16)
+    plan = plan_memory(
+        cfg,
+        engine,
+        weights_bytes=held_bytes(tensors, f16=f16),
+        kv_dtype=kv_dtype,
+        available=available,
+    )
+    settled = replace(engine, kv_dtype=kv_dtype, n_pages=plan.n_pages, max_seq_len=plan.max_seq_len)
+    return settled, plan
 
 
 def load_tokenizer(path: StrPath) -> Tokenizer:
@@ -172,20 +183,19 @@ def _tokenizer_of(checkpoint: Checkpoint, cfg: ModelConfig) -> Tokenizer | None:
     return tokenizer
 
 
-def _log_load(
-    path: str, cfg: ModelConfig, engine: EngineConfig, plan: MemoryPlan, seconds: float
-) -> None:
+def _log_load(loaded: Loaded, seconds: float) -> None:
+    cfg, plan = loaded.cfg, loaded.plan
     log.info(
         "%s: %s of %d layers, width %d, %.1f MB of weights, context %d of %d, cache %s in %d "
         "pages, ready in %.2f s",
-        path,
+        loaded.checkpoint.path,
         cfg.arch,
         cfg.n_layers,
         cfg.dim,
         plan.weights_bytes / 1e6,
         plan.max_seq_len,
         cfg.max_seq_len,
-        engine.kv_dtype,
+        loaded.engine.kv_dtype,
         plan.n_pages,
         seconds,
     )

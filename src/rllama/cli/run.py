@@ -16,12 +16,13 @@ from rllama.cli.args import (
     model_path,
     sampling_params,
 )
-from rllama.cli.output import note, show_warnings, standard_output
+from rllama.cli.output import TextOut, note, show_warnings, standard_output
 from rllama.cli.progress import Progress
 from rllama.cli.prompt import read_prompt
 from rllama.cli.stats import PeakMemory, banner, stats_line
 
 if TYPE_CHECKING:
+    from rllama.engine.stream import Stream
     from rllama.llm import LLM
 
 
@@ -53,34 +54,47 @@ def run(options: argparse.Namespace) -> int:
     if options.steps:
         n_new = options.steps - len(llm.tokenize(prompt, add_bos=False))
         params = params.with_(max_new_tokens=max(0, n_new))
-    progress, peak = Progress("reading the prompt", " tok", shown=not options.quiet), PeakMemory()
-
-    def on_prefill(done: int, total: int) -> None:
-        peak.sample()
-        progress(done, total)
-
-    stream = llm.stream(prompt, params, on_prefill=on_prefill)
+    watch = _Watch(shown=not options.quiet)
+    stream = llm.stream(prompt, params, with_probability=out.colour, on_prefill=watch.prefill)
     if not options.quiet:
         note(banner(llm))
+    if not options.no_echo:
+        out.write(prompt)
+    exit_code = _write(stream, out, watch)
+    if not options.quiet:
+        note(stats_line(llm, stream.stats, watch.peak))
+    if exit_code == exit_codes.DONE:
+        llm.close()
+    return exit_code
+
+
+class _Watch:
+    """Sees the prompt and the output go by: a progress bar, and the peak of memory."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self.peak = PeakMemory()
+        self.bar = Progress("reading the prompt", " tok", shown=shown)
+
+    def prefill(self, done: int, total: int) -> None:
+        self.peak.sample()
+        self.bar(done, total)
+
+
+def _write(stream: Stream, out: TextOut, watch: _Watch) -> int:
+    """Write the pieces as they come, and the newline that ends them; the exit code."""
+    exit_code = exit_codes.DONE
     try:
-        if not options.no_echo:
-            out.write(prompt)
         for piece in stream:
-            peak.sample()
+            watch.peak.sample()
             out.write(piece, piece.probability)
-        exit_code = exit_codes.DONE
     except KeyboardInterrupt:
         # The text so far stays; a second Ctrl-C ends us on the spot.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         exit_code = exit_codes.INTERRUPTED
     finally:
-        progress.close()
+        watch.bar.close()
         stream.close()
     out.write("\n")
-    if not options.quiet:
-        note(stats_line(llm, stream.stats, peak))
-    if exit_code == exit_codes.DONE:
-        llm.close()
     return exit_code
 
 

@@ -12,7 +12,7 @@ class Piece(str):
     """A piece of generated text, with what is known of the tokens that it came from.
 
     Notes:   may be empty, where a token's text is still held back; the last one carries
-             finish_reason; probability is the last token's in the unmodified distribution, and
+             finish_reason; probability, the last token's in the unmodified distribution, and
              logprobs are filled if they were asked for
     """
 
