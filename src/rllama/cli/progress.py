@@ -29,8 +29,15 @@ class Progress:
                 return
             from tqdm import tqdm
 
-            self._bar = tqdm(desc=self._label, total=total, unit=self._unit, unit_scale=True,
-                             leave=False, file=sys.stderr)  # fmt: skip
+            self._bar = tqdm(
+                desc=self._label,
+                total=total,
+                initial=done,
+                unit=self._unit,
+                unit_scale=True,
+                leave=False,
+                file=sys.stderr,
+            )
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()
