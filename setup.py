@@ -53,7 +53,7 @@ def target_machine() -> str:
 
 
 class BuildKernels(build_ext):
-    """Compile every ISA stub with its own flags; a stub that the compiler rejects is left out."""
+    """Compile every ISA stub with its own flags; a level that the compiler lacks is named, not built."""
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "rllama._kernels.core":
@@ -67,19 +67,14 @@ class BuildKernels(build_ext):
         ext.extra_link_args = [] if msvc else self.openmp_flags(msvc) + (SANITIZE if DEBUG else [])
         for name, (unix, windows) in LEVELS.get(target_machine(), OTHER).items():
             flags = [*common, *(windows if msvc else unix)]
-            try:
-                if not msvc and not self.accepts(flags):
-                    raise OSError("flags rejected")
-                objects = self.compiler.compile(
-                    [str(KERNELS / "isa" / f"isa_{name}.c")],
-                    output_dir=self.build_temp,
-                    extra_postargs=flags,
-                )
-            except Exception as error:
-                print(f"rllama: ISA level {name} is left out: {error}", file=sys.stderr)
-                ext.define_macros.append((f"RL_NO_{name}", "1"))
-            else:
-                ext.extra_objects.extend(objects)
+            if not self.accepts(flags):
+                print(f"rllama: this compiler lacks ISA level {name}", file=sys.stderr)
+                flags = [*common, "-DRL_ABSENT"]
+            ext.extra_objects += self.compiler.compile(
+                [str(KERNELS / "isa" / f"isa_{name}.c")],
+                output_dir=self.build_temp,
+                extra_postargs=flags,
+            )
 
     def openmp_flags(self, msvc: bool) -> list[str]:
         if msvc or os.environ.get("RLLAMA_OPENMP") == "0":

@@ -7,22 +7,17 @@
 #include "parallel.h"
 #include "selftest.h"
 
-/* Levels whose flags the compiler refused are absent: setup.py defines RL_NO_<level>. */
 #define DECLARE(name) extern const rl_isa_table rl_table_##name;
+#define ADDRESS(name) &rl_table_##name,
 RL_ISAS(DECLARE)
-#undef DECLARE
 
-#include "rl_levels.h"
-
+static const rl_isa_table *const levels[] = {RL_ISAS(ADDRESS)};
 #define N_LEVELS ((int)(sizeof levels / sizeof levels[0]))
 
 int rl_isa_count(void) { return N_LEVELS; }
-const char *rl_isa_name(int i) { return levels[i].name; }
-int rl_isa_compiled(int i) { return levels[i].table != NULL; }
-int rl_isa_usable(int i) {
-    const rl_isa_table *table = levels[i].table;
-    return table != NULL && (table->needs & ~rl_cpu_features()) == 0;
-}
+const char *rl_isa_name(int i) { return levels[i]->name; }
+int rl_isa_compiled(int i) { return (levels[i]->needs & RL_CPU_ABSENT) == 0; }
+int rl_isa_usable(int i) { return (levels[i]->needs & ~rl_cpu_features()) == 0; }
 
 #define FORMAT_NAME(id, name, len, bytes) name,
 #define FORMAT_LEN(id, name, len, bytes) len,
@@ -71,16 +66,16 @@ static void inherit(rl_isa_table *upper, const rl_isa_table *lower) {
 
 /* The table of a level, completed from the levels below. */
 static rl_isa_table complete_table(int level) {
-    rl_isa_table table = *levels[level].table;
+    rl_isa_table table = *levels[level];
     for (int i = level - 1; i >= 0; i--)
-        if (levels[i].table != NULL) inherit(&table, levels[i].table);
+        inherit(&table, levels[i]);
     return table;
 }
 
 /* The level asked for, or the best one; a level that fails its self-test is passed over. */
 static int choose_table(const char *isa, rl_isa_table *table) {
     for (int i = N_LEVELS - 1; i >= 0; i--) {
-        if (!rl_isa_usable(i) || (isa != NULL && strcmp(isa, levels[i].name) != 0)) continue;
+        if (!rl_isa_usable(i) || (isa != NULL && strcmp(isa, levels[i]->name) != 0)) continue;
         *table = complete_table(i);
         if (rl_table_works(table)) return 1;
     }

@@ -84,6 +84,7 @@ typedef struct {
 
 /* CPU features that a level may need. */
 enum {
+    RL_CPU_ABSENT = 1u << 30, /* no CPU has it: the level is not in this build */
     RL_CPU_AVX2 = 1u << 0, /* AVX2, FMA, F16C, and the OS saves ymm */
     RL_CPU_AVX512 = 1u << 1, /* F BW DQ VL, and the OS saves zmm */
     RL_CPU_AVX512_VNNI = 1u << 2,

@@ -4,6 +4,5 @@
 #define RL_WITH_INT
 #define RL_WITH_FLOAT
 #define RL_WITH_ROWS
-#include "simd_avx2.h"
-
+#define RL_SIMD "simd_avx2.h"
 #include "body.inc"

@@ -4,6 +4,5 @@
 #define RL_VNNI
 #define RL_BF16_DOT
 #define RL_WITH_BF16_DOT
-#include "simd_avx512.h"
-
+#define RL_SIMD "simd_avx512.h"
 #include "body.inc"

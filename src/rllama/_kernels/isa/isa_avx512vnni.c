@@ -3,6 +3,5 @@
 #define RL_NEEDS (RL_CPU_AVX512 | RL_CPU_AVX512_VNNI)
 #define RL_VNNI
 #define RL_WITH_INT
-#include "simd_avx512.h"
-
+#define RL_SIMD "simd_avx512.h"
 #include "body.inc"

@@ -4,6 +4,5 @@
 #define RL_WITH_INT
 #define RL_WITH_FLOAT
 #define RL_WITH_ROWS
-#include "simd_neon.h"
-
+#define RL_SIMD "simd_neon.h"
 #include "body.inc"

@@ -3,6 +3,5 @@
 #define RL_NEEDS (RL_CPU_NEON | RL_CPU_NEON_DOT)
 #define RL_DOT
 #define RL_WITH_INT
-#include "simd_neon.h"
-
+#define RL_SIMD "simd_neon.h"
 #include "body.inc"
