@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 import pickle
 import signal
 import subprocess
@@ -458,42 +457,3 @@ def test_step_bytes_are_weights_read_plus_cache(llm: LLM) -> None:
     per_position = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * 4
     assert llm.step_bytes(0) == weights
     assert llm.step_bytes(100) == weights + 100 * per_position
-
-
-def test_load_generate_close_gives_memory_back(tiny_model: Path) -> None:
-    def cycle() -> None:
-        with LLM(tiny_model) as llm:
-            llm.generate("the sea", GREEDY)
-
-    for _ in range(10):
-        cycle()
-    gc.collect()
-    before = memory.anonymous_bytes()
-    for _ in range(100):
-        cycle()
-    gc.collect()
-    after = memory.anonymous_bytes()
-    assert before is not None
-    assert after is not None
-    assert after - before < 5_000_000
-
-
-# ---- the trained model ----
-
-
-@pytest.mark.parametrize(
-    "name", ["stories260K.bin", "stories260K.v1.bin", "stories260K.f32.gguf", "hf"]
-)
-@pytest.mark.parametrize("n_threads", [1, 2])
-def test_trained_model_tells_its_stories_to_the_byte(
-    stories: Path, isa: str, name: str, n_threads: int
-) -> None:
-    texts = json.loads((stories / "greedy_texts.json").read_text())
-    golden = np.load(stories / "golden.npz")
-    tokenizer = stories / "tok512.bin"
-    with LLM(stories / name, tokenizer_path=tokenizer, isa=isa, n_threads=n_threads) as llm:
-        for prompt, want in texts.items():
-            n_new = 201 - len(llm.tokenize(prompt))
-            done = llm.generate(prompt, SamplingParams(temperature=0, max_new_tokens=n_new))
-            assert prompt + done.text == want.removesuffix("\n")
-        assert np.abs(llm.logits(golden["tokens"]) - golden["logits"]).max() < 1e-3
