@@ -153,22 +153,21 @@ def store(values: F32, kv_dtype: str) -> F64:
         return values.astype(np.float16 if kv_dtype == "f16" else np.float32).astype(np.float64)
 
 
-def attention(q: F32, k: F64, v: F64, first_position: int) -> tuple[F64, F64, F64]:
-    """Causal attention of the last len(q) tokens of one sequence over its plain cache.
+def attention(q: F32, k: F64, v: F64, positions: list[int]) -> tuple[F64, F64, F64]:
+    """Causal attention of some tokens of one sequence over its plain cache.
 
-    Shapes:  q [T, H, d] at positions first_position .., k and v [P, G, d]
+    Shapes:  q [T, H, d] at the positions, k and v [P, G, d]
     Notes:   query head h reads key/value head h // (H / G); besides the result: the sums of
              weight * |v| [T, H, d], and per row the largest sum |q||k| / sqrt(d), [T, H, 1]
     """
-    n_tokens, n_heads, head_dim = q.shape
+    n_heads, head_dim = q.shape[1:]
     wide = q.astype(np.float64)
     group = n_heads // k.shape[1]
     out, norm = np.zeros_like(wide), np.zeros_like(wide)
-    largest = np.zeros((n_tokens, n_heads, 1))
-    for t in range(n_tokens):
-        seen = first_position + t + 1
+    largest = np.zeros((len(q), n_heads, 1))
+    for t, position in enumerate(positions):
         for h in range(n_heads):
-            keys, values = k[:seen, h // group], v[:seen, h // group]
+            keys, values = k[: position + 1, h // group], v[: position + 1, h // group]
             scores = keys @ wide[t, h] / np.sqrt(head_dim)
             weights = np.exp(scores - scores.max())
             weights /= weights.sum()

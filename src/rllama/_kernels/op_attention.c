@@ -284,14 +284,16 @@ static rl_status reserve(attend_work *work) {
         most_tiles += rl_div_up(work->op->seq_start[seq + 1] - work->op->seq_start[seq],
                                 work->tile_tokens);
     int64_t tile_bytes = rl_round_up(most_tiles * (int64_t)sizeof(query_tile), 64);
-    /* planned twice: the first pass only counts, into a first small piece of the arena */
+    /* planned twice where the arena must grow for the partial results, because growing loses the
+     * plan, even if the memory comes back at the same address */
     work->tiles = rl_arena_get(&work->ctx->shared, (size_t)tile_bytes);
     if (work->tiles == NULL) return RL_NO_MEMORY;
     plan_tiles(work);
+    size_t old_bytes = work->ctx->shared.n_bytes;
     uint8_t *all = rl_arena_get(&work->ctx->shared,
                                 (size_t)(tile_bytes + work->n_partials * (int64_t)sizeof(float)));
     if (all == NULL) return RL_NO_MEMORY;
-    if (all != (uint8_t *)work->tiles) {
+    if (work->ctx->shared.n_bytes != old_bytes) {
         work->tiles = (query_tile *)(void *)all;
         work->n_tiles = work->n_items = work->n_partials = work->n_scores = 0;
         plan_tiles(work);
