@@ -119,6 +119,7 @@ def extensions() -> list[Extension]:
         "wraparound": DEBUG,
         "cdivision": True,
         "initializedcheck": DEBUG,
+        "nonecheck": True,
         "freethreading_compatible": True,
     }
     return [*cythonize([core], compiler_directives=directives), sampler]

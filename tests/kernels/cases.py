@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from reference import ref_ops
-from reference.ref_ops import F32, F64, U, Bytes
+from reference.ref_ops import F32, F64, Bytes, U
 
 from rllama._kernels import core
 from rllama.batch import Batch
