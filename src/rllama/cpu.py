@@ -90,7 +90,7 @@ class CpuBackend(core.Context):
 
     def __new__(cls, isa: str | None = None, n_threads: int | None = None) -> CpuBackend:
         chosen = isa or os.environ.get("RLLAMA_ISA") or None
-        n = usable_threads().n_threads if n_threads is None else check_threads(n_threads)
+        n = _default_threads() if n_threads is None else check_threads(n_threads)
         self = super().__new__(cls, isa=chosen, n_threads=n)
         if self.n_threads < n:
             log.warning("the system starts only %d of %d threads", self.n_threads, n)
@@ -167,6 +167,13 @@ def _as_f16(view: TensorView) -> memoryview:
         with np.errstate(over="ignore"):
             out[first:last] = piece.to_f32()
     return out.view(np.uint8).data
+
+
+def _default_threads() -> int:
+    plan = usable_threads()
+    if plan.note:
+        log.warning(plan.note)
+    return plan.n_threads
 
 
 class _Forks:
