@@ -114,7 +114,7 @@ def test_validation_says_what_is_wrong() -> None:
         CALLS["matmul width"]()
     with pytest.raises(ShapeError, match="token id 5 of 5 rows"):
         CALLS["embed id"]()
-    with pytest.raises(ShapeError, match="tensor.x: 33 bytes where 1 x 32 of Q8_0 needs 34"):
+    with pytest.raises(ShapeError, match=r"tensor\.x: 33 bytes where 1 x 32 of Q8_0 needs 34"):
         core.Weight(np.zeros(33, dtype=np.uint8), 3, 1, 32, "tensor.x")
 
 
