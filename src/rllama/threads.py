@@ -123,7 +123,8 @@ def _omp_limit(value: str | None) -> tuple[int | None, str | None]:
     if value is None or not value.strip():
         return None, None
     first = value.split(",")[0].strip()
-    if not first.isdigit() or not 1 <= int(first) <= 10**6:
+    digits = first.isascii() and first.isdigit() and len(first) <= 7
+    if not digits or not 1 <= int(first) <= 10**6:
         return None, f"OMP_NUM_THREADS={value!r} is not a number of threads; ignored"
     return int(first), None
 
