@@ -8,9 +8,10 @@
 #include "context.h"
 #include "parallel.h"
 
-#define L2_PANEL_BYTES (192 * 1024)     /* panels that a thread keeps while tiles pass by */
-#define CHUNK_BYTES (128 * 1024)        /* weights that a thread takes at once when it decodes */
-#define FUSED_TILES 3                   /* up to this many tiles, unpacking again beats a panel */
+#define L2_PANEL_BYTES (192 * 1024) /* panels that a thread keeps while tiles pass by */
+#define CHUNK_BYTES (128 * 1024)    /* weights that a thread takes at once when it decodes */
+#define CHUNKS_PER_THREAD 2         /* of one weight, at least: so that no thread idles */
+#define FUSED_TILES 3               /* up to this many tiles, unpacking again beats a panel */
 
 /* One weight of the op with its kernels and its share of the activations. */
 typedef struct {
@@ -53,19 +54,19 @@ static int64_t panel_unit_bytes(const rl_format_row *row) {
     return (int64_t)row->n_lanes * RL_FLOAT_UNIT * (row->act == RL_ACT_BF16 ? 2 : 4);
 }
 
-static void plan_part(part *p, const rl_matmul_op *op, const rl_isa_table *table, int i,
-                      int fused) {
-    p->w = op->w[i];
-    p->out = op->out[i];
-    p->row = &table->formats[p->w->format];
+static void plan_part(part *p, const matmul_work *work, int i) {
+    p->w = work->op->w[i];
+    p->out = work->op->out[i];
+    p->row = &work->ctx->table.formats[p->w->format];
     p->n_units = rl_div_up(p->w->n_cols, unit_cols(p->row));
     p->act_bytes = p->n_units * act_unit_bytes(p->row->act);
     p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(p->row), 64);
     p->n_groups = rl_div_up(p->w->n_rows, p->row->n_lanes);
     p->copy_rows = p->w->n_cols % unit_cols(p->row) != 0 || p->w->n_rows < p->row->n_lanes;
-    int64_t group_bytes = fused ? p->row->n_lanes * p->w->row_bytes : p->panel_bytes;
-    int64_t limit = fused ? CHUNK_BYTES : L2_PANEL_BYTES;
-    p->groups_per_chunk = rl_max64(1, limit / group_bytes);
+    int64_t group_bytes = work->fused ? p->row->n_lanes * p->w->row_bytes : p->panel_bytes;
+    int64_t limit = work->fused ? CHUNK_BYTES : L2_PANEL_BYTES;
+    int64_t fair = rl_div_up(p->n_groups, CHUNKS_PER_THREAD * work->ctx->n_threads);
+    p->groups_per_chunk = rl_max64(1, rl_min64(fair, limit / group_bytes));
 }
 
 /* Quantise one tile of tokens for one part. Tile `item` of the op starts at token item*tile. */
@@ -228,7 +229,7 @@ rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
             work.fused = 0;
     for (int i = 0; i < op->n_outputs; i++) {
         part *p = &work.parts[i];
-        plan_part(p, op, &ctx->table, i, work.fused);
+        plan_part(p, &work, i);
         p->first_chunk = work.n_chunks;
         work.n_chunks += rl_div_up(p->n_groups, p->groups_per_chunk);
         n_weights += p->w->n_rows * p->w->n_cols;
