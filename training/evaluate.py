@@ -85,7 +85,9 @@ def report(work: Path, path: Path) -> str:
     ]
     lines = ["# What the embedded model can do", "", "Written by `training/evaluate.py`.", ""]
     lines += [f"- {count:,} parameters, {path.stat().st_size:,} bytes as Q8_0"]
-    lines += [f"- trained on {int(last['tokens']):,} tokens in {int(last['seconds']) // 60} minutes"]
+    lines += [
+        f"- trained on {int(last['tokens']):,} tokens in {int(last['seconds']) // 60} minutes"
+    ]
     lines += [f"- held-out loss {trained:.4f} nats per token as trained, {shipped:.4f} as Q8_0", ""]
     lines += ["Twenty seeds, 150 tokens each. A word is known if the grammar can say it; the last",
               "column is how often the commonest run of eight tokens occurs within one sample.", ""]  # fmt: skip
@@ -101,7 +103,11 @@ def report(work: Path, path: Path) -> str:
 
 def stories(work: Path, model: Llama, pieces: list[bytes]) -> list[str]:
     """Ten whole stories, five from each prompt, seeds 100 to 109, none left out."""
-    lines = ["## Ten stories", "", "Temperature 0.8, seeds 100 to 109, up to 350 tokens, unselected."]
+    lines = [
+        "## Ten stories",
+        "",
+        "Temperature 0.8, seeds 100 to 109, up to 350 tokens, unselected.",
+    ]
     for seed in range(100, 110):
         name = list(PROMPTS)[seed % 2]
         start = prompt_ids(work, PROMPTS[name])

@@ -19,7 +19,10 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 def named_tensors(state: dict[str, torch.Tensor], shape: Shape) -> dict[str, np.ndarray]:
     """The weights under their GGUF names; the head is tied, so token_embd serves twice."""
-    tensors = {"token_embd.weight": state["embed.weight"], "output_norm.weight": state["norm.weight"]}
+    tensors = {
+        "token_embd.weight": state["embed.weight"],
+        "output_norm.weight": state["norm.weight"],
+    }
     for index in range(shape.n_layers):
         ours, theirs = f"blocks.{index}.", f"blk.{index}."
         q, k, v = state[ours + "qkv.weight"].chunk(3)
@@ -85,9 +88,7 @@ def export(work: Path, path: Path) -> None:
     shape = Shape(**checkpoint["shape"])
     writer = gguf.GGUFWriter(path, "llama")
     add_config(writer, shape)
-    add_vocabulary(
-        writer, spm.SentencePieceProcessor(model_file=str(work / "vocabulary.model"))
-    )
+    add_vocabulary(writer, spm.SentencePieceProcessor(model_file=str(work / "vocabulary.model")))
     q8 = gguf.GGMLQuantizationType.Q8_0
     for name, tensor in named_tensors(checkpoint["state"], shape).items():
         if tensor.ndim == 2:

@@ -24,7 +24,7 @@ MACRO = re.compile(r"<(\w+)>")
 ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])")
 WORD = re.compile(r"[a-z]+")
 FIRST_DAYS = ("The next morning", "The next day")
-ONCE_SHARE, STANDING_SHARE, SKIP_SHARE = 0.5, 0.35, 0.65
+ONCE_SHARE, STANDING_SHARE, SKIP_SHARE, HABIT_SHARE = 0.5, 0.35, 0.65, 0.35
 
 Cast = dict[str, str]
 
@@ -95,7 +95,11 @@ class Teller:
         pronoun = self.rng.choice(("she", "he"))
         girl = pronoun == "she"
         if child:
-            return self.rng.choice(lx.GIRLS if girl else lx.BOYS), "girl" if girl else "boy", pronoun
+            return (
+                self.rng.choice(lx.GIRLS if girl else lx.BOYS),
+                "girl" if girl else "boy",
+                pronoun,
+            )
         kinds = [kind for kind in lx.ANIMALS if kind not in not_in]
         names = lx.PET_GIRLS if girl else lx.PET_BOYS
         return self.rng.choice(names), self.rng.choice(kinds), pronoun
@@ -146,7 +150,10 @@ class Teller:
         day = self.rng.choice(FIRST_DAYS if kind == "day" else lx.DAYS)
         self.cast["Day"] = self._fill(day)
         self.cast["day"] = self.cast["Day"][0].lower() + self.cast["Day"][1:]
-        return self.rng.choice(lx.OPENINGS[kind])
+        opening = self.rng.choice(lx.OPENINGS[kind])
+        if kind != "day" and self.rng.random() < HABIT_SHARE:
+            opening += " " + self.rng.choice(lx.HABITS)
+        return opening
 
     def _value(self, key: str) -> str:
         if key != "Fold":
@@ -182,7 +189,7 @@ def _sources() -> Iterator[str]:
             yield from wordings
     for words in (lx.GIRLS, lx.BOYS, lx.PET_GIRLS, lx.PET_BOYS, lx.ANIMALS, lx.TRAITS):
         yield from words
-    yield from (*lx.FRIEND_TRAITS, *FIRST_DAYS, *lx.DAYS, *lx.FRIENDS)
+    yield from (*lx.FRIEND_TRAITS, *FIRST_DAYS, *lx.DAYS, *lx.FRIENDS, *lx.HABITS)
     for home in (*lx.CHILD_HOMES, *lx.ANIMAL_HOMES):
         yield from fields_of(home).values()
     for pair in (*lx.CHILD_ELDERS, *lx.ANIMAL_ELDERS, *lx.SKIES):

@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
-GIRLS = (
-    "Lily Mia Anna Rosa Emma Clara Nora Ella Ida Lucy Molly Ruby Sara Tilda Hanna Greta "
-    "Alma Vera Jana Polly Elsa Nina Maya Zoe"
-).split()
-BOYS = (
-    "Tom Ben Max Leo Sam Finn Jack Oscar Paul Hugo Emil Nico Theo Adam Felix Anton "
-    "Peter Milo Jonas David Luke Simon Noah Karl"
-).split()
-PET_GIRLS = "Daisy Pearl Hazel Penny Bella Honey Dotty Luna Willow Poppy Mimi Tilly".split()
-PET_BOYS = "Pip Rusty Benny Toby Bruno Nibbles Fluff Dash Bobo Otto Teddy Muffin".split()
-ANIMALS = "rabbit mouse fox bear squirrel hedgehog badger otter beaver mole cat dog".split()
+GIRLS = [
+    "Lily",
+    "Mia",
+    "Anna",
+    "Rosa",
+    "Emma",
+    "Clara",
+    "Nora",
+    "Lucy",
+    "Greta",
+    "Vera",
+    "Elsa",
+    "Maya",
+]
+BOYS = [
+    "Tom",
+    "Ben",
+    "Max",
+    "Leo",
+    "Sam",
+    "Finn",
+    "Jack",
+    "Paul",
+    "Hugo",
+    "Felix",
+    "Jonas",
+    "David",
+]
+PET_GIRLS = ["Daisy", "Pearl", "Hazel", "Penny", "Bella", "Honey", "Luna", "Poppy"]
+PET_BOYS = ["Pip", "Rusty", "Benny", "Toby", "Bruno", "Fluff", "Dash", "Teddy"]
+ANIMALS = [
+    "rabbit",
+    "mouse",
+    "fox",
+    "bear",
+    "squirrel",
+    "hedgehog",
+    "badger",
+    "otter",
+    "beaver",
+    "mole",
+    "cat",
+    "dog",
+]
 
-TRAITS = "little young small kind curious cheerful gentle clever quiet lively".split()
-FRIEND_TRAITS = "little small shy young friendly thin".split()
+TRAITS = [
+    "little",
+    "young",
+    "small",
+    "kind",
+    "curious",
+    "cheerful",
+    "gentle",
+    "clever",
+    "quiet",
+    "lively",
+]
+FRIEND_TRAITS = ["little", "small", "shy", "young", "friendly", "thin"]
 
 CHILD_HOMES = [
     "in=in a small village by the sea; home=in a white house by the sea; go=to the beach;"
@@ -74,9 +118,33 @@ SKIES = [
     ("misty", "A thin mist lay over everything."),
     ("grey", "The sky was grey, but it did not rain."),
 ]
-DAYS = ["One {sky} morning", "One {sky} day", "One day", "One morning", "One Sunday", "One Monday"]
+DAYS = [
+    "One {sky} morning",
+    "One {sky} day",
+    "One day",
+    "One morning",
+    "One Sunday",
+    "Early one morning",
+    "On a {sky} Saturday",
+    "One fine day",
+]
 
 FRIENDS = ["{his} friend", "{his} best friend", "{his} good friend"]
+
+HABITS = [
+    "{^he} had bright eyes and a loud laugh.",
+    "{^he} liked to sing in the morning.",
+    "Every morning {he} said hello to the sun.",
+    "{^his} pockets were always full of small stones.",
+    "{^he} always wore a green cap.",
+    "{^he} knew every tree and every stone there.",
+    "{^he} asked a hundred questions every day.",
+    "{^he} could run faster than the wind.",
+    "{^he} loved warm bread and funny stories.",
+    "In the evening {he} liked to count the stars.",
+    "{^he} lived there with {his} mother and {his} father.",
+    "From {his} window {he} could see {spot}.",
+]
 
 OPENINGS_ONCE = [
     "Once upon a time there was a {hadj} {kind} named {H}. {^he} lived {home}.",

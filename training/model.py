@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+EMBED_STD, MATRIX_STD, HEAD_GAIN = 0.06, 0.03, 0.4
+
+
 @dataclass(frozen=True)
 class Shape:
     """The widths of the model; every width is a multiple of 256 so that all block formats fit."""
@@ -103,12 +106,15 @@ class Llama(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
+        # The embedding must outweigh what the untrained blocks add to the stream, or names cannot be
+        # told apart for long; the small gain keeps the tied head from repeating its input at first.
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 continue
             residual = name.endswith(("out.weight", "down.weight"))
             scale = (2 * self.shape.n_layers) ** -0.5 if residual else 1.0
-            nn.init.normal_(weight, std=0.02 * scale if "embed" in name else scale * 0.04)
+            nn.init.normal_(weight, std=EMBED_STD if "embed" in name else scale * MATRIX_STD)
+        nn.init.constant_(self.norm.weight, HEAD_GAIN)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores of the next token at every position.
