@@ -169,6 +169,9 @@ def main() -> int:
                     abouts.append(extra["about"])
                     if not args.no_record:
                         record(args, shape, type_name, outcome, extra, busy=busy)
+    except RuntimeError as error:  # a worker could not load the model or run a workload
+        say(f"compare_llama_cpp: {error}")
+        return 1
     finally:
         peaks.close()
     print(title(args, abouts) + "\n")
