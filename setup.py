@@ -40,7 +40,7 @@ OTHER = {"scalar": ([], [])}
 
 # Never -ffast-math: it would change how the whole process treats subnormals.
 UNIX_FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-lto", "-g0"]
-MSVC_FLAGS = ["/O2", "/std:c11", "/openmp"]
+MSVC_FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics", "/openmp"]
 
 
 def target_machine() -> str:

@@ -67,8 +67,7 @@ static void inherit(rl_isa_table *upper, const rl_isa_table *lower) {
 /* The table of a level, completed from the levels below. */
 static rl_isa_table complete_table(int level) {
     rl_isa_table table = *levels[level];
-    for (int i = level - 1; i >= 0; i--)
-        inherit(&table, levels[i]);
+    for (int i = level - 1; i >= 0; i--) inherit(&table, levels[i]);
     return table;
 }
 
@@ -90,7 +89,9 @@ rl_ctx *rl_ctx_new(const char *isa, int n_threads) {
     }
     ctx->n_threads = rl_startable_threads(n_threads);
     ctx->private = calloc((size_t)ctx->n_threads, sizeof *ctx->private);
-    if (ctx->private == NULL) {
+    if (ctx->private == NULL ||
+        rl_arena_get(&ctx->shares, (size_t)ctx->n_threads * sizeof(rl_share)) == NULL) {
+        free(ctx->private);
         free(ctx);
         return NULL;
     }
@@ -102,6 +103,7 @@ void rl_ctx_free(rl_ctx *ctx) {
     for (int i = 0; i < ctx->n_threads; i++) free(ctx->private[i].block);
     free(ctx->private);
     free(ctx->shared.block);
+    free(ctx->shares.block);
     free(ctx);
 }
 

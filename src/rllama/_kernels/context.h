@@ -3,6 +3,7 @@
 #define RL_CONTEXT_H
 
 #include "rl_isa.h"
+#include "shares.h"
 
 typedef struct {
     uint8_t *data; /* 64-byte aligned */
@@ -16,6 +17,7 @@ struct rl_ctx {
     int serial;
     rl_arena shared;   /* activations of the op in progress */
     rl_arena *private; /* [n_threads] panels and tiles */
+    rl_arena shares;   /* [n_threads] rl_share of the region in progress */
 };
 
 /* Memory of at least n_bytes, kept until the context goes; the old content is lost. NULL: none. */

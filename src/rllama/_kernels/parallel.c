@@ -69,6 +69,17 @@ int rl_startable_threads(int wanted) { return wanted; }
 
 #endif
 
+#if defined(_OPENMP) || (defined(__APPLE__) && !defined(RL_SERIAL))
+
+static void work_through(rl_share *shares, int n_shares, rl_item_fn fn, void *arg, int thread) {
+    fp_state host = enter_fp();
+    int64_t item;
+    while ((item = rl_next_item(shares, n_shares, thread)) >= 0) fn(arg, item, thread);
+    leave_fp(host);
+}
+
+#endif
+
 #if defined(_OPENMP)
 
 #include <omp.h>
@@ -81,36 +92,26 @@ void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg) {
         rl_run_inline(n_items, fn, arg);
         return;
     }
-    int n = (int)n_items;
+    rl_share *shares = (rl_share *)(void *)ctx->shares.data;
+    rl_share_out(shares, n_threads, n_items);
 #pragma omp parallel num_threads(n_threads)
-    {
-        fp_state host = enter_fp();
-        int item;
-#pragma omp for schedule(dynamic, 1) nowait
-        for (item = 0; item < n; item++) fn(arg, item, omp_get_thread_num());
-        leave_fp(host);
-    }
+    { work_through(shares, n_threads, fn, arg, omp_get_thread_num()); }
 }
 
 #elif defined(__APPLE__) && !defined(RL_SERIAL)
 
 #include <dispatch/dispatch.h>
-#include <stdatomic.h>
 
 typedef struct {
+    rl_share *shares;
+    int n_shares;
     rl_item_fn fn;
     void *arg;
-    int64_t n_items;
-    _Atomic int64_t next;
 } shared_work;
 
-static void take_items(void *context, size_t thread) {
-    shared_work *work = context;
-    fp_state host = enter_fp();
-    int64_t item;
-    while ((item = atomic_fetch_add(&work->next, 1)) < work->n_items)
-        work->fn(work->arg, item, (int)thread);
-    leave_fp(host);
+static void start_thread(void *context, size_t thread) {
+    const shared_work *work = context;
+    work_through(work->shares, work->n_shares, work->fn, work->arg, (int)thread);
 }
 
 const char *rl_parallel_kind(void) { return "libdispatch"; }
@@ -121,8 +122,9 @@ void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg) {
         rl_run_inline(n_items, fn, arg);
         return;
     }
-    shared_work work = {fn, arg, n_items, 0};
-    dispatch_apply_f((size_t)n_threads, DISPATCH_APPLY_AUTO, &work, take_items);
+    shared_work work = {(rl_share *)(void *)ctx->shares.data, n_threads, fn, arg};
+    rl_share_out(work.shares, n_threads, n_items);
+    dispatch_apply_f((size_t)n_threads, DISPATCH_APPLY_AUTO, &work, start_thread);
 }
 
 #else
