@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 EMBED_STD, MATRIX_STD, HEAD_GAIN = 0.06, 0.03, 0.4
 
 
@@ -106,8 +105,8 @@ class Llama(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # The embedding must outweigh what the untrained blocks add to the stream, or names cannot be
-        # told apart for long; the small gain keeps the tied head from repeating its input at first.
+        # The embedding must outweigh what the untrained blocks add to the stream, or names
+        # stay alike for long; the small gain keeps the tied head from repeating its input at first.
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +26,27 @@ class Sampling:
 
 
 @torch.no_grad()
-def draw(model: Llama, prompt: list[int], seed: int, sampling: Sampling) -> list[int]:
-    """New token ids after the prompt, EOS not among them."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = list(prompt)
+def draw(
+    model: Llama, prompt: list[int], seeds: Sequence[int], sampling: Sampling
+) -> list[list[int]]:
+    """New token ids after the prompt for each seed, all at once; EOS is not among them."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    ids = torch.tensor([prompt] * len(generators))
     for _ in range(sampling.max_new_tokens):
-        scores = model(torch.tensor([ids[-model.shape.max_seq_len :]]))[0, -1]
-        scores = scores / sampling.temperature
+        scores = model(ids[:, -model.shape.max_seq_len :])[:, -1] / sampling.temperature
         if sampling.top_k:
-            least = scores.topk(sampling.top_k).values[-1]
+            least = scores.topk(sampling.top_k).values[:, -1:]
             scores = scores.masked_fill(scores < least, float("-inf"))
-        token = int(torch.multinomial(scores.softmax(-1), 1, generator=generator))
-        if token == EOS:
+        shares = scores.softmax(-1)
+        drawn = [
+            torch.multinomial(row, 1, generator=generator)
+            for row, generator in zip(shares, generators, strict=True)
+        ]
+        ids = torch.cat((ids, torch.stack(drawn)), dim=1)
+        if bool((ids[:, len(prompt) :] == EOS).any(dim=1).all()):
             break
-        ids.append(token)
-    return ids[len(prompt) :]
+    new = ids[:, len(prompt) :].tolist()
+    return [row[: row.index(EOS)] if EOS in row else row for row in new]
 
 
 def text_of(pieces: list[bytes], ids: list[int]) -> str:
@@ -66,6 +73,5 @@ if __name__ == "__main__":
     llama, pieces = read(options.model)
     start = prompt_ids(options.work, options.prompt)
     sampling = Sampling(options.temperature, 0, options.tokens)
-    for seed in range(options.seeds):
-        ids = draw(llama, start, seed, sampling)
+    for seed, ids in enumerate(draw(llama, start, range(options.seeds), sampling)):
         print(f"--- {seed}, {len(ids)} tokens\n{text_of(pieces, start + ids)}\n")

@@ -47,13 +47,18 @@ def optimiser_of(model: Llama, peak: float) -> torch.optim.AdamW:
 
 
 def rows_of(tokens: np.ndarray, length: int) -> torch.Tensor:
-    """Cut a long run of ids into rows that overlap by one.
+    """Rows that begin with a story and do not overlap.
 
-    Shapes:  [n] -> [n // length, length + 1]
+    Shapes:  [n] -> [rows, length + 1]
     """
-    count = (len(tokens) - 1) // length
-    starts = np.arange(count)[:, None] * length + np.arange(length + 1)[None, :]
-    return torch.from_numpy(tokens[starts].astype(np.int64))
+    starts, free = [], 0
+    for start in np.flatnonzero(tokens == BOS):
+        if start >= free and start + length < len(tokens):
+            starts.append(start)
+            free = start + length
+    return torch.from_numpy(
+        tokens[np.array(starts)[:, None] + np.arange(length + 1)].astype(np.int64)
+    )
 
 
 class Batches:
