@@ -13,7 +13,7 @@ import argparse
 import datetime as dt
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +107,22 @@ def report(shape: str, type_name: str, outcome: Outcome) -> None:
 
 def compare(
     args: argparse.Namespace, shape_name: str, type_name: str, peaks: Peaks
-) -> list[tuple[Outcome, dict[str, Any]]]:
+) -> Iterator[tuple[Outcome, dict[str, Any]]]:
     """All workloads of one model, each with what the record says about model and engines."""
     shape, dtype = SHAPES[shape_name], dtype_by_name(type_name)
     path = model_path(shape_name, type_name)
     workers = start_workers(args, path, shape.max_seq_len)
     model = {"path": path.name, "hash": file_hash(path)}
     extra = {"model": model, "about": {worker.name: worker.about for worker in workers}}
-    outcomes = []
     try:
         duel = Duel(shape, dtype, workers, peaks, args.repeats)
         for name in args.work:
             outcome = duel.run(works(shape)[name])
             report(shape_name, type_name, outcome)
-            outcomes.append((outcome, extra))
+            yield outcome, extra
     finally:
         for worker in workers:
             worker.close()
-    return outcomes
 
 
 def record(args: argparse.Namespace, shape: str, type_name: str, outcome: Outcome,
@@ -159,8 +157,10 @@ def main() -> int:
         say(f"compare_llama_cpp: {error}")
         return 2
     busy = check_load(refuse=args.require_idle)
-    rows, abouts = [], []
+    rows: list[list[str]] = []
+    abouts: list[dict[str, Any]] = []
     peaks = Peaks(args.threads, memory_bytes=1 << 29)
+    status = 0
     try:
         for shape in args.shapes:
             for type_name in args.types:
@@ -169,14 +169,17 @@ def main() -> int:
                     abouts.append(extra["about"])
                     if not args.no_record:
                         record(args, shape, type_name, outcome, extra, busy=busy)
+    except KeyboardInterrupt:
+        status = 130
     except RuntimeError as error:  # a worker could not load the model or run a workload
         say(f"compare_llama_cpp: {error}")
-        return 1
+        status = 1
     finally:
         peaks.close()
-    print(title(args, abouts) + "\n")
-    print(table(_HEADER, rows, markdown=args.markdown))
-    return 0
+    if rows:
+        print(title(args, abouts) + "\n")
+        print(table(_HEADER, rows, markdown=args.markdown))
+    return status
 
 
 if __name__ == "__main__":
