@@ -1,4 +1,4 @@
-/* The vocabulary on arm64: 4 rows side by side. RL_DOT brings sdot. */
+/* The vocabulary on arm64: 4 rows side by side. RL_SDOT brings sdot. */
 #ifndef RL_SIMD_NEON_H
 #define RL_SIMD_NEON_H
 
@@ -107,7 +107,7 @@ static inline int8x16_t rl_four(const int8_t *a) {
 #define RL_S8_OFFSET 0
 static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
 
-#ifdef RL_DOT
+#ifdef RL_SDOT
 static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
     for (int i = 0; i < 8; i++)
         init = vdotq_s32(init, vreinterpretq_s8_u8(w[i]), rl_four(a + 4 * i));
