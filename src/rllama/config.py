@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -10,6 +11,13 @@ from rllama.errors import ConfigError
 
 RopeStyle = Literal["interleaved", "half"]
 KVDType = Literal["auto", "f32", "f16"]
+
+
+def sizes(spec: str, letters: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that a spec in letters stands for: "H*d, D" is a matrix of H times d rows."""
+    return tuple(
+        math.prod(letters[letter.strip()] for letter in axis.split("*")) for axis in spec.split(",")
+    )
 
 
 def _require(ok: bool, message: str) -> None:
@@ -64,8 +72,10 @@ class ModelConfig:
             _require(type(value) is int and 0 < value < 2**31,
                      f"{f} must be a whole number between 1 and 2^31, not {value!r}")  # fmt: skip
         _require(self.n_layers <= 4096, f"n_layers {self.n_layers} is beyond any model (4096)")
-        _require(self.n_heads % self.n_kv_heads == 0,
-                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}")  # fmt: skip
+        _require(
+            self.n_heads % self.n_kv_heads == 0,
+            f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}",
+        )
         _require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even")
         _require(self.head_dim <= 1024, f"head_dim {self.head_dim} is beyond the kernels' 1024")
         _require(math.isfinite(self.norm_eps) and 0 < self.norm_eps < 1,
@@ -82,6 +92,10 @@ class ModelConfig:
         """The letters of docs/architecture.md: D F H G d V L."""
         return {"D": self.dim, "F": self.ffn_dim, "H": self.n_heads, "G": self.n_kv_heads,
                 "d": self.head_dim, "V": self.vocab_size, "L": self.n_layers}  # fmt: skip
+
+    def sizes(self, spec: str) -> tuple[int, ...]:
+        """The shape that a spec in letters ("H*d, D") has in this model."""
+        return sizes(spec, self.shape_letters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +168,7 @@ class SamplingParams:
 
     def resolved(self, model: GenerationDefaults) -> ResolvedSampling:
         """Fill what is unset from the model's defaults, then from RLLaMA's."""
+
         def pick(name: str, default: Any) -> Any:
             own = getattr(self, name)
             if own is None:

@@ -131,16 +131,17 @@ class CpuBackend(core.Context):
     def kv_store(self, spec: KVSpec) -> core.KVStore:
         if spec.page_len != core.PAGE_LEN:
             raise ConfigError(f"the CPU cache has pages of {core.PAGE_LEN}, not {spec.page_len}")
-        return core.KVStore(
-            spec.n_layers, spec.n_pages, spec.n_kv_heads, spec.head_dim, spec.dtype
-        )
+        return core.KVStore(spec.n_layers, spec.n_pages, spec.n_kv_heads, spec.head_dim, spec.dtype)
 
     def logits(self, x: core.Buf, step: core.Step, head: core.Weight) -> NDArray[np.float32]:
         """[R, V] f32 of the rows that the step wants; valid until the next call."""
         n_rows = step.n_logits
         rows, out = self._head_rows, self._logits
-        if rows is None or out is None or (rows.n_rows, rows.n_cols) != (n_rows, x.n_cols) or (
-            out.n_cols != head.shape[0]
+        if (
+            rows is None
+            or out is None
+            or (rows.n_rows, rows.n_cols) != (n_rows, x.n_cols)
+            or (out.n_cols != head.shape[0])
         ):
             rows = self._head_rows = core.Buf.zeros(n_rows, x.n_cols)
             out = self._logits = core.Buf.zeros(n_rows, head.shape[0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from rllama.formats.checkpoint import Checkpoint
 from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
+from rllama.models.table import check_tensors
 from rllama.tensor import TensorView
 from rllama.tokenizers.base import Tokenizer
 
@@ -146,27 +147,50 @@ def open_model(
     tokenizer_path: StrPath | None = None,
     lenient: bool = False,
 ) -> Checkpoint:
-    """Open a checkpoint, None the embedded one; lenient as `formats.open_checkpoint` has it.
+    """Open a checkpoint, None the embedded one, with the tensors of its architecture alone.
 
+    Notes:   lenient as `formats.open_checkpoint` has it, and all tensors of the file, unchecked
     Raises:  ConfigError, FormatError, UnsupportedError
     """
     if path is None and not EMBEDDED_MODEL.is_file():
         raise ConfigError("this installation has no embedded model; name a model with its path")
-    try:
-        return open_checkpoint(
+    with ExitStack() as undo, _fault_of_file():
+        checkpoint = open_checkpoint(
             EMBEDDED_MODEL if path is None else path,
             param_path=param_path,
             tokenizer_path=tokenizer_path,
             lenient=lenient,
+            find_arch=find,
         )
+        undo.callback(checkpoint.close)
+        if not lenient:
+            checkpoint.tensors = model_tensors(checkpoint)
+        undo.pop_all()
+    return checkpoint
+
+
+def model_tensors(checkpoint: Checkpoint) -> dict[str, TensorView]:
+    """The tensors that the architecture of a checkpoint asks for, checked.
+
+    Raises:  ConfigError, UnsupportedError, FormatError if there is no model at all
+    """
+    cfg = _config_of(checkpoint)
+    return check_tensors(find(cfg.arch).TENSORS, cfg, checkpoint)
+
+
+@contextmanager
+def _fault_of_file() -> Iterator[None]:
+    """What a file says is no mistake in the options."""
+    try:
+        yield
     except ConfigError as error:
-        error.exit_code = 1  # what a file says is no mistake in the options
+        error.exit_code = 1
         raise
 
 
 def _config_of(checkpoint: Checkpoint) -> ModelConfig:
     if checkpoint.config is None:
-        raise FormatError(f"{checkpoint.path}: holds no model that can run")
+        raise FormatError(f"{checkpoint.where}: no model in this file that can run")
     return checkpoint.config
 
 

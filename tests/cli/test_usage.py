@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+from formats.writers import random_model, tiny_config, write_gguf
 
 import rllama
 from rllama import LLM, SamplingParams
@@ -303,6 +304,7 @@ def test_inspect_lists_what_is_in_a_file(
     assert (exit_code, err) == (0, "")
     report = json.loads(out)
     assert report["format"] == "GGUF"
+    assert report["problem"] is None
     assert report["config"]["n_kv_heads"] == 2
     assert report["tokenizer"]["pieces"] == 288
     assert report["types"]["F32"]["tensors"] == len(report["tensors"]) == 21
@@ -323,6 +325,24 @@ def test_inspect_lists_a_vocabulary_alone(
     assert exit_code == 0
     assert report["config"] is None
     assert report["tokenizer"]["pieces"] == 32000
+
+
+def test_inspect_lists_a_model_that_cannot_run_and_says_why(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cfg = tiny_config()
+    tensors = random_model(cfg, seed=1)
+    del tensors["layers.1.wk"]
+    path = write_gguf(tmp_path / "m.gguf", cfg, tensors)
+    exit_code, out, err = run(capsys, "inspect", path, "--json")
+    assert (exit_code, err) == (0, "")
+    report = json.loads(out)
+    assert report["total"]["tensors"] == 20
+    assert "'blk.1.attn_k.weight' (layers.1.wk) is missing" in report["problem"]
+    assert report["problem"] in run(capsys, "inspect", path)[1]
+    exit_code, _, err = run(capsys, "run", path)
+    assert exit_code == 1
+    assert err == f"rllama: error: {report['problem']}\n"
 
 
 def test_inspect_cpu_says_what_is_chosen_and_why(

@@ -17,8 +17,8 @@ import pytest
 from hostile import Case, Seed, all_cases, seeds
 
 from rllama.errors import RllamaError
-from rllama.formats import open_checkpoint
 from rllama.formats.checkpoint import Checkpoint
+from rllama.loader import open_model
 
 CASES = all_cases()
 SEEDS = list(seeds())
@@ -59,7 +59,7 @@ def attempt(path: Path) -> RllamaError | None:
     """Open and read everything within bounds; the documented error, if there was one."""
     with bounds():
         try:
-            checkpoint = open_checkpoint(path)
+            checkpoint = open_model(path)
         except RllamaError as error:
             assert_one_line(error)
             return error
@@ -76,7 +76,7 @@ def test_hostile_file_gets_its_verdict(case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: seed.name)
 def test_hostile_seed_is_correct(seed: Seed, tmp_path: Path) -> None:
-    assert_usable(open_checkpoint(seed.place(tmp_path, seed.data)))
+    assert_usable(open_model(seed.place(tmp_path, seed.data)))
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: seed.name)

@@ -1,15 +1,16 @@
-"""Rename tables are one to one and complete; shapes follow the config."""
+"""Rename tables are one to one and know every tensor of the architectures."""
 
 from __future__ import annotations
 
 import pytest
-from writers import hf_name, random_model, tiny_config
+from writers import hf_name, tiny_config
 
 from rllama.formats import names
-from rllama.formats.shapes import LAYER_SHAPES, TOP_SHAPES, expected_shapes
+from rllama.models import ALIASES, find
+from rllama.models.table import expand
 
 TABLES = {"gguf": names.GGUF, "hf": names.HF, "llama2c": names.LLAMA2C}
-OURS = {*TOP_SHAPES, *(f"layers.{{i}}.{name}" for name in LAYER_SHAPES)}
+OURS = {row.name for arch in ALIASES for row in find(arch).TENSORS}
 
 
 @pytest.mark.parametrize("family", TABLES)
@@ -42,13 +43,17 @@ def test_names_tell_the_layer() -> None:
     assert names.layer_index("embed") is None
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_shapes_are_those_of_a_model(tied: bool) -> None:
-    cfg = tiny_config(tied_head=tied, ffn_dim=48, n_kv_heads=1)
-    model = random_model(cfg, 1)
-    assert {name: x.shape for name, x in model.items()} == expected_shapes(cfg)
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("blk.0.attn_q.bias", "biases"), ("rope_freqs.weight", "scaled rope frequencies"),
+     ("blk.0.ffn_gate_exps.weight", "experts"), ("blk.0.what.weight", "")],
+)  # fmt: skip
+def test_names_without_a_row_tell_their_role(name: str, role: str) -> None:
+    assert names.canonical(names.GGUF, name) is None
+    assert names.role(name) == role
 
 
 def test_writer_and_reader_agree_on_names() -> None:
-    for name in expected_shapes(tiny_config()):
+    cfg = tiny_config()
+    for _, _, name in expand(find(cfg.arch).TENSORS, cfg):
         assert names.in_file(names.HF, name) == hf_name(name)

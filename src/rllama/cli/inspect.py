@@ -69,7 +69,9 @@ def _yes(value: bool) -> str:
 
 def _file_text(report: dict[str, Any]) -> str:
     lines = [f"{report['path']}: {report['format']}", ""]
-    lines += _table("config", report["config"] or {"": "no model in this file that can run"})
+    if report["problem"]:
+        lines += _table("problem", {"": report["problem"]})
+    lines += _table("config", report["config"] or {"": "none"})
     lines += _table("tokenizer", report["tokenizer"] or {"": "none"})
     lines.append("types")
     for name, entry in report["types"].items():

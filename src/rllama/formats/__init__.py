@@ -10,6 +10,7 @@ from rllama.errors import ConfigError, FormatError, RllamaError
 from rllama.formats import gguf, huggingface, llama2c
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import is_dir, is_file, list_dir, printable, stat_path
+from rllama.formats.hparams import FindArch
 from rllama.formats.tokenizer_files import find_tokenizer, tokenizer_source
 from rllama.formats.unknown import describe
 from rllama.formats.vocabulary import open_gguf_vocabulary
@@ -34,7 +35,12 @@ class Reader(Protocol):
 
     def sniff(self, path: str) -> bool: ...
     def open(
-        self, path: str, *, param_path: str | None = None, lenient: bool = False
+        self,
+        path: str,
+        *,
+        param_path: str | None = None,
+        lenient: bool = False,
+        find_arch: FindArch | None = None,
     ) -> Checkpoint: ...
 
 
@@ -47,18 +53,21 @@ def open_checkpoint(
     param_path: str | os.PathLike[str] | None = None,
     tokenizer_path: str | os.PathLike[str] | None = None,
     lenient: bool = False,
+    find_arch: FindArch | None = None,
 ) -> Checkpoint:
     """Open a model file or folder; its kind is found by content, never by name.
 
-    Notes:   nothing is read but headers and vocabulary, weights stay mapped;
-             lenient also opens what can be listed but not run (its config is None)
+    Notes:   nothing is read but headers and vocabulary, weights stay mapped; whether the tensors
+             are those of the architecture is not looked at here;
+             lenient also opens what can be listed but not run (its config is None);
+             find_arch raises UnsupportedError for architectures that cannot run; None: all can
     Raises:  ConfigError if the path is wrong or ambiguous, FormatError if the file is damaged,
              UnsafeFileError if it reaches out of its folder, UnsupportedError if we cannot run it
     """
     name = os.fspath(path)
     reader, target = _find_reader(name)
     params = None if param_path is None else os.fspath(param_path)
-    checkpoint = reader.open(target, param_path=params, lenient=lenient)
+    checkpoint = reader.open(target, param_path=params, lenient=lenient, find_arch=find_arch)
     if tokenizer_path is None:
         return checkpoint
     config = checkpoint.config

@@ -7,16 +7,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rllama.config import ModelConfig, TokenizerSource
+from rllama.formats.files import printable
+from rllama.formats.names import Table, in_file
 from rllama.tensor import TensorView
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """A tensor that is no view: the reader has no name of ours for it, or no type.
+
+    Notes:   `role` says in words what it is for, where its name tells; "" where it does not
+    """
+
+    name: str
+    type_name: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    role: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class Checkpoint:
     """A model on disk: numbers, tensors under canonical names, and where its tokenizer is.
 
-    Notes:   tensors are views into mapped files: `embed`, `layers.{i}.attn_norm`, `layers.{i}.wq`
-             `wk` `wv` `wo`, `layers.{i}.ffn_norm`, `layers.{i}.w_gate` `w_up` `w_down`,
-             `final_norm`, and `lm_head` unless it is tied to `embed`;
+    Notes:   tensors are views into mapped files under the names of `formats/names.py`: all that
+             the file has; which of them a model needs, and in what shapes, is for its
+             architecture to say (`models/table.py`), as it is what to do about the extras;
+             `names` is the file family's rename table, for messages;
              `metadata` is what the file says beside that, for `rllama inspect`
     """
 
@@ -27,11 +44,17 @@ class Checkpoint:
     tokenizer: TokenizerSource | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     on_close: Callable[[], None] | None = None
+    extras: tuple[Extra, ...] = ()
+    names: Table = field(default_factory=dict)
 
     @property
-    def n_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(view.n_bytes for view in self.tensors.values())
+    def where(self) -> str:
+        """The path, for messages."""
+        return printable(self.path)
+
+    def name_in_file(self, canonical_name: str) -> str:
+        """What this file family calls one of our tensors."""
+        return in_file(self.names, canonical_name)
 
     def close(self) -> None:
         """Drop the views; the mapping goes when nobody holds one any more."""

@@ -6,15 +6,14 @@ from typing import Any
 
 from rllama.config import ModelConfig
 from rllama.dtypes import GGUF_TYPE_NAMES, dtype_by_gguf_id
-from rllama.errors import ConfigError, FormatError
+from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import names
-from rllama.formats.checkpoint import Checkpoint
+from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.files import printable, read_head
 from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor, parse
-from rllama.formats.hparams import ARCHS
+from rllama.formats.hparams import FindArch, require_arch
 from rllama.formats.hparams_gguf import gguf_config
 from rllama.formats.mapped_file import MappedFile
-from rllama.formats.shapes import check_extras, check_tensors
 from rllama.formats.vocabulary import gguf_vocabulary, n_tokens, tokenizer_kind
 from rllama.tensor import TensorView
 
@@ -27,7 +26,13 @@ def sniff(path: str) -> bool:
     return read_head(path, 4) == MAGIC
 
 
-def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> Checkpoint:
+def open(
+    path: str,
+    *,
+    param_path: str | None = None,
+    lenient: bool = False,
+    find_arch: FindArch | None = None,
+) -> Checkpoint:
     """Open a GGUF file.
 
     Notes:   lenient also accepts what holds no usable model (a vocabulary alone, tensor types and
@@ -40,17 +45,15 @@ def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> 
         )
     with MappedFile(path) as file:
         header = parse(file)
-        metadata = _metadata(header)
-        if lenient and _cannot_run(header):
-            return _listing(file, header, metadata)
-        _require_model(header)
-        views = _views(file, header.tensors)
-        config = _config(header, views)
-        tensors = check_tensors(views, config, names.GGUF, file.where)
-        found = [tensor.name for tensor in header.tensors]
-        check_extras(found, config.n_layers, names.GGUF, file.where)
-        vocabulary = gguf_vocabulary(header)
-    return Checkpoint(path, NAME, config, tensors, vocabulary, metadata, file.close)
+        is_listing = lenient and _cannot_run(header, find_arch)
+        if not is_listing:
+            _require_model(header)
+        views, extras = _views(file, header.tensors, lenient=is_listing)
+        config = None if is_listing else _config(header, views, find_arch)
+        vocabulary, metadata = gguf_vocabulary(header), _metadata(header)
+    return Checkpoint(
+        path, NAME, config, views, vocabulary, metadata, file.close, extras, names.GGUF
+    )
 
 
 def _require_model(header: GgufHeader) -> None:
@@ -65,23 +68,37 @@ def _require_model(header: GgufHeader) -> None:
 
 
 def _views(
-    file: MappedFile, tensors: list[GgufTensor], *, lenient: bool = False
-) -> dict[str, TensorView]:
-    """Views under canonical names. Raises UnsupportedError for a type without a registry row."""
+    file: MappedFile, tensors: list[GgufTensor], *, lenient: bool
+) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
+    """Views under canonical names, and what has no such name; if lenient, or no type of ours.
+
+    Raises:  UnsupportedError for a type without a registry row
+    """
     views: dict[str, TensorView] = {}
+    extras: list[Extra] = []
     for tensor in tensors:
         ours = names.canonical(names.GGUF, tensor.name)
         if ours is None or (tensor.dtype is None and lenient):
+            extras.append(_extra(tensor))
             continue
         where = f"{file.where}: tensor {tensor.name!r}"
         dtype = tensor.dtype or dtype_by_gguf_id(tensor.type_id, where)
         data = file.slice(tensor.offset, tensor.n_bytes, where)
         origin = f"{file.where}:{tensor.name}@{tensor.offset:#x}"
         views[ours] = TensorView(data, dtype, tensor.shape, origin)
-    return views
+    return views, tuple(extras)
 
 
-def _config(header: GgufHeader, views: dict[str, TensorView]) -> ModelConfig:
+def _extra(tensor: GgufTensor) -> Extra:
+    type_name = GGUF_TYPE_NAMES.get(tensor.type_id, str(tensor.type_id))
+    if tensor.dtype is not None:
+        type_name = tensor.dtype.name
+    return Extra(tensor.name, type_name, tensor.shape, tensor.n_bytes, names.role(tensor.name))
+
+
+def _config(
+    header: GgufHeader, views: dict[str, TensorView], find_arch: FindArch | None
+) -> ModelConfig:
     embed = views.get("embed")
     rows = embed.shape[0] if embed is not None and len(embed.shape) == 2 else 0
     count = n_tokens(header)
@@ -90,32 +107,20 @@ def _config(header: GgufHeader, views: dict[str, TensorView]) -> ModelConfig:
             f"{header.where}: the vocabulary has {count} tokens, but the embedding has {rows} rows"
         )
     return gguf_config(
-        header, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views
-    )
+        header, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views,
+        find_arch=find_arch,
+    )  # fmt: skip
 
 
-def _cannot_run(header: GgufHeader) -> bool:
+def _cannot_run(header: GgufHeader, find_arch: FindArch | None) -> bool:
     arch = header.values.get("general.architecture")
-    return (
-        not header.tensors
-        or arch not in ARCHS
-        or any(tensor.dtype is None for tensor in header.tensors)
-    )
-
-
-def _listing(file: MappedFile, header: GgufHeader, metadata: dict[str, Any]) -> Checkpoint:
-    views = _views(file, header.tensors, lenient=True)
-    shown = {names.in_file(names.GGUF, name) for name in views}
-    metadata["other_tensors"] = [
-        {
-            "name": tensor.name,
-            "type": GGUF_TYPE_NAMES.get(tensor.type_id, str(tensor.type_id))
-            if tensor.dtype is None else tensor.dtype.name,
-            "shape": list(tensor.shape),
-        }
-        for tensor in header.tensors if tensor.name not in shown
-    ]  # fmt: skip
-    return Checkpoint(file.path, NAME, None, views, gguf_vocabulary(header), metadata, file.close)
+    if not header.tensors or not isinstance(arch, str):
+        return True
+    try:
+        require_arch(arch, find_arch, header.where)
+    except UnsupportedError:
+        return True
+    return any(tensor.dtype is None for tensor in header.tensors)
 
 
 def _metadata(header: GgufHeader) -> dict[str, Any]:

@@ -6,11 +6,16 @@ from rllama.config import ModelConfig
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
 from rllama.formats.gguf_header import GgufArray, GgufHeader
-from rllama.formats.hparams import build, head_dim_of, require_arch
+from rllama.formats.hparams import FindArch, build, head_dim_of, require_arch
 
 
 def gguf_config(
-    header: GgufHeader, *, vocab_size: int, n_tokens: int, tied_head: bool
+    header: GgufHeader,
+    *,
+    vocab_size: int,
+    n_tokens: int,
+    tied_head: bool,
+    find_arch: FindArch | None = None,
 ) -> ModelConfig:
     """Translate GGUF keys.
 
@@ -19,7 +24,7 @@ def gguf_config(
     """
     where = header.cursor.file.where
     fields = Fields(header.values, where)
-    arch = _gguf_arch(fields)
+    arch = _gguf_arch(fields, find_arch)
     key = f"{arch}.".__add__
     sizes = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count",
              "context_length", "attention.layer_norm_rms_epsilon")  # fmt: skip
@@ -54,11 +59,11 @@ def gguf_config(
     )  # fmt: skip
 
 
-def _gguf_arch(fields: Fields) -> str:
+def _gguf_arch(fields: Fields, find_arch: FindArch | None) -> str:
     if "general.architecture" not in fields:
         raise fields.fail("general.architecture", "is missing: the file names no architecture")
     arch = fields.text("general.architecture")
-    require_arch(arch, fields.where)
+    require_arch(arch, find_arch, fields.where)
     if "split.count" in fields and fields.whole("split.count", low=0, high=65535) > 1:
         raise UnsupportedError(
             f"{fields.where}: split.count: a model split over several GGUF files is not supported; "

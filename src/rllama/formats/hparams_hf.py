@@ -5,20 +5,27 @@ from __future__ import annotations
 from rllama.config import GenerationDefaults, ModelConfig, SamplingParams
 from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats.fields import Fields, shown
-from rllama.formats.hparams import build, head_dim_of, require_arch
+from rllama.formats.hparams import FindArch, build, head_dim_of, require_arch
 
 _HF_REFUSED_FLAGS = ("attention_bias", "mlp_bias", "attention_out_bias")
 
 
 def hf_config(
-    config: Fields, generation: Fields | None, *, vocab_size: int, has_head: bool, name: str
+    config: Fields,
+    generation: Fields | None,
+    *,
+    vocab_size: int,
+    has_head: bool,
+    name: str,
+    find_arch: FindArch | None = None,
 ) -> ModelConfig:
     """Translate config.json and, where there is one, generation_config.json.
 
     Units:   vocab_size rows of the embedding
     Raises:  ConfigError, UnsupportedError
     """
-    _check_hf_kind(config)
+    arch = _hf_arch(config, find_arch)
+    _refuse_hf_variants(config)
     n_heads = config.whole("num_attention_heads")
     dim = config.whole("hidden_size")
     stated = config.whole("vocab_size")
@@ -28,7 +35,7 @@ def hf_config(
     if generation is not None:
         eos += generation.token_ids("eos_token_id", vocab_size)
     return build(
-        config.where, arch=config.text("model_type"), dim=dim, n_heads=n_heads,
+        config.where, arch=arch, dim=dim, n_heads=n_heads,
         ffn_dim=config.whole("intermediate_size"),
         n_layers=config.whole("num_hidden_layers", high=4096),
         n_kv_heads=config.whole("num_key_value_heads", n_heads),
@@ -46,14 +53,23 @@ def hf_config(
     )  # fmt: skip
 
 
-def _check_hf_kind(config: Fields) -> None:
+def _hf_arch(config: Fields, find_arch: FindArch | None) -> str:
+    """The model type, whose decoder must be what `architectures` names if that is given."""
+    arch = config.text("model_type")
+    require_arch(arch, find_arch, config.where)
     names = config.values.get("architectures")
-    if names is not None and names != ["LlamaForCausalLM"]:
+    wanted = arch.replace("_", "") + "forcausallm"
+    if names is not None and not (
+        isinstance(names, list) and [str(name).lower() for name in names] == [wanted]
+    ):
         raise UnsupportedError(
-            f"{config.where}: architectures {shown(names)} is not supported; "
-            "['LlamaForCausalLM'] is"
+            f"{config.where}: architectures {shown(names)} with model_type {shown(arch)} is not "
+            "supported; only a causal decoder of that type is"
         )
-    require_arch(config.text("model_type"), config.where)
+    return arch
+
+
+def _refuse_hf_variants(config: Fields) -> None:
     for key in _HF_REFUSED_FLAGS:
         if config.flag(key, False):
             raise UnsupportedError(f"{config.where}: {key}: biases are not supported")

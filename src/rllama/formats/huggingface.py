@@ -13,14 +13,14 @@ import numpy as np
 
 from rllama.errors import ConfigError, FormatError, UnsafeFileError
 from rllama.formats import names
-from rllama.formats.checkpoint import Checkpoint
+from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
 from rllama.formats.files import is_dir, is_file, list_dir, printable
+from rllama.formats.hparams import FindArch
 from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
-from rllama.formats.shapes import check_extras, check_tensors
 from rllama.formats.tokenizer_files import find_tokenizer
 from rllama.tensor import TensorView
 
@@ -37,7 +37,13 @@ def sniff(path: str) -> bool:
     return sniff_file(path)
 
 
-def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> Checkpoint:
+def open(
+    path: str,
+    *,
+    param_path: str | None = None,
+    lenient: bool = False,
+    find_arch: FindArch | None = None,
+) -> Checkpoint:
     """Open a folder, or one file with its config.json beside it.
 
     Notes:   param_path names another config.json
@@ -47,8 +53,8 @@ def open(path: str, *, param_path: str | None = None, lenient: bool = False) -> 
     config = _config_fields(path, folder, param_path)
     with ExitStack() as stack:
         shards = _open_shards(path, stack)
-        tensors = _gather(shards)
-        checkpoint = _assemble(path, folder, config, shards, tensors)
+        _refuse_twins(shards)
+        checkpoint = _assemble(path, folder, config, shards, find_arch)
         for file, _, _ in shards:
             file.seal()
         files = [file for file, _, _ in shards]
@@ -159,24 +165,21 @@ def _check_index(weight_map: dict[str, str], shards: list[Shard], index: str) ->
             raise FormatError(f"{where}: tensor '{printable(tensor)}' is not in {printable(name)}")
 
 
-def _gather(shards: list[Shard]) -> dict[str, int]:
-    """Which shard holds each tensor. Raises FormatError if two do."""
-    home: dict[str, int] = {}
-    for number, (file, entries, _) in enumerate(shards):
+def _refuse_twins(shards: list[Shard]) -> None:
+    home: dict[str, str] = {}
+    for file, entries, _ in shards:
         for name in entries:
             if name in home:
                 raise FormatError(
-                    f"{file.where}: tensor '{printable(name)}' is also in "
-                    f"{shards[home[name]][0].where}"
+                    f"{file.where}: tensor '{printable(name)}' is also in {home[name]}"
                 )
-            home[name] = number
-    return home
+            home[name] = file.where
 
 
 def _assemble(
-    path: str, folder: str, config: Fields, shards: list[Shard], home: dict[str, int]
+    path: str, folder: str, config: Fields, shards: list[Shard], find_arch: FindArch | None
 ) -> Checkpoint:
-    found = _views(shards)
+    found, extras = _views(shards)
     embed = found.get("embed")
     where = printable(path)
     if embed is None or len(embed.shape) != 2:
@@ -185,27 +188,34 @@ def _assemble(
     generation = read_fields(generation_path, ConfigError) if is_file(generation_path) else None
     if "auto_map" in config:
         log.info("%s: auto_map is ignored; code in model folders is never run", config.where)
-    name = os.path.basename(os.path.abspath(path))
     numbers = hf_config(
-        config, generation, vocab_size=embed.shape[0], has_head="lm_head" in found, name=name
-    )
-    tensors = check_tensors(found, numbers, names.HF, where)
-    check_extras(home, numbers.n_layers, names.HF, where)
+        config, generation, vocab_size=embed.shape[0], has_head="lm_head" in found,
+        name=os.path.basename(os.path.abspath(path)), find_arch=find_arch,
+    )  # fmt: skip
     if numbers.tied_head and "lm_head" in found:
-        _check_tied(found["embed"], found["lm_head"], where)
+        _check_tied(embed, found["lm_head"], where)
     metadata: dict[str, Any] = {"files": [file.path for file, _, _ in shards]}
     metadata |= {key: value for _, _, extra in shards for key, value in extra.items()}
     tokenizer = find_tokenizer(folder, vocab_size=numbers.vocab_size)
-    return Checkpoint(path, NAME, numbers, tensors, tokenizer, metadata)
+    return Checkpoint(
+        path, NAME, numbers, found, tokenizer, metadata, extras=extras, names=names.HF
+    )
 
 
-def _views(shards: list[Shard]) -> dict[str, TensorView]:
+def _views(shards: list[Shard]) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
     found: dict[str, TensorView] = {}
+    extras: list[Extra] = []
     for file, entries, _ in shards:
-        wanted = {name: ours for name in entries
-                  if (ours := names.canonical(names.HF, name)) is not None}  # fmt: skip
+        wanted: dict[str, str] = {}
+        for name, entry in entries.items():
+            ours = names.canonical(names.HF, name)
+            if ours is not None:
+                wanted[name] = ours
+                continue
+            role = names.role(name)
+            extras.append(Extra(name, entry.dtype, entry.shape, entry.n_bytes, role))
         found |= views(file, entries, wanted)
-    return found
+    return found, tuple(extras)
 
 
 def _chunks(view: TensorView, size: int = 1 << 24) -> Iterator[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What each file family calls our tensors: three rename tables, and nothing else."""
+"""What each file family calls our tensors: three rename tables, and what other names tell."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ LLAMA2C: Table = {
     "layers.{i}.w3": "layers.{i}.w_up",
 }
 
+# What a name without a row here tells all the same, by its ending.
+_ROLES = (
+    (".bias", "biases"),
+    ("q_norm.weight", "norms of queries and keys"),
+    ("k_norm.weight", "norms of queries and keys"),
+    ("rope_freqs.weight", "scaled rope frequencies"),
+    ("rope_factors_long.weight", "scaled rope frequencies"),
+    ("rope_factors_short.weight", "scaled rope frequencies"),
+    ("_exps.weight", "experts"),
+    ("_inp.weight", "expert routers"),
+)
+
 _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,5})\.", re.ASCII)
 
 
@@ -80,3 +92,8 @@ def layer_index(canonical_name: str) -> int | None:
     """The layer that a canonical name belongs to, or None."""
     match = _LAYER.search(canonical_name)
     return None if match is None else int(match.group(1))
+
+
+def role(file_name: str) -> str:
+    """What a tensor without a canonical name is for; "" if its name does not tell."""
+    return next((words for ending, words in _ROLES if file_name.endswith(ending)), "")

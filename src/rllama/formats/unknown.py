@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rllama.formats.files import printable, read_head, stat_path
-from rllama.formats.llama2c import plausible_size
+from rllama.formats.llama2c_header import plausible_size
 
 _BEGINNINGS = (
     (b"tjgg", "an old llama.cpp file ('ggjt'); convert it to GGUF"),

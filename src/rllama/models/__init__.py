@@ -19,6 +19,7 @@ def find(arch: str) -> type[Decoder]:
     """The class of an architecture. Raises UnsupportedError with the nearest known name."""
     home = ALIASES.get(arch)
     if home is None:
+        arch = arch if len(arch) <= 40 else arch[:37] + "..."
         near = difflib.get_close_matches(arch, ALIASES, n=1, cutoff=0.4)
         hint = f"; the nearest known one is {near[0]!r}" if near else ""
         known = ", ".join(sorted(ALIASES))

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from rllama.backend import KVStore, Scratch
 from rllama.batch import Batch
-from rllama.models.base import Decoder, T
+from rllama.models.base import Decoder
+from rllama.models.table import T
 
 
 class Llama(Decoder):
@@ -30,7 +31,7 @@ class Llama(Decoder):
         T("layers.{i}.w_up", "F, D"),
         T("layers.{i}.w_down", "D, F"),
         T("final_norm", "D"),
-        T("lm_head", "V, D", optional=True),
+        T("lm_head", "V, D"),
     )
 
     def forward(self, batch: Batch, kv: KVStore) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ from typing import Any
 from rllama import tokenizers
 from rllama.config import TokenizerSource
 from rllama.errors import RllamaError
-from rllama.formats.checkpoint import Checkpoint
-from rllama.loader import StrPath, open_model
+from rllama.formats.checkpoint import Checkpoint, Extra
+from rllama.loader import StrPath, model_tensors, open_model
 from rllama.tensor import TensorView
 
 
@@ -38,13 +38,12 @@ def inspect_file(
 
 
 def _report(checkpoint: Checkpoint) -> dict[str, Any]:
-    metadata = dict(checkpoint.metadata)
-    others = metadata.pop("other_tensors", [])
     tensors = [_tensor(name, view) for name, view in checkpoint.tensors.items()]
-    tensors += [{**other, "bytes": 0, "origin": "not supported"} for other in others]
+    tensors += [_extra(extra) for extra in checkpoint.extras]
     report = {
         "path": os.fspath(checkpoint.path),
         "format": checkpoint.format_name,
+        "problem": _problem(checkpoint),
         "config": None if checkpoint.config is None else _config(asdict(checkpoint.config)),
         "tokenizer": None if checkpoint.tokenizer is None else _tokenizer(checkpoint.tokenizer),
         "types": _types(tensors),
@@ -54,7 +53,7 @@ def _report(checkpoint: Checkpoint) -> dict[str, Any]:
             "parameters": sum(math.prod(tensor["shape"]) for tensor in tensors),
         },
         "tensors": tensors,
-        "metadata": metadata,
+        "metadata": checkpoint.metadata,
     }
     plain: dict[str, Any] = _plain(report)
     return plain
@@ -68,6 +67,25 @@ def _tensor(name: str, view: TensorView) -> dict[str, Any]:
         "bytes": view.n_bytes,
         "origin": view.origin,
     }
+
+
+def _extra(extra: Extra) -> dict[str, Any]:
+    return {
+        "name": extra.name,
+        "type": extra.type_name,
+        "shape": list(extra.shape),
+        "bytes": extra.n_bytes,
+        "origin": extra.role or "not used",
+    }
+
+
+def _problem(checkpoint: Checkpoint) -> str | None:
+    """Why the model cannot run; None if it can."""
+    try:
+        model_tensors(checkpoint)
+    except RllamaError as error:
+        return str(error)
+    return None
 
 
 def _types(tensors: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
