@@ -1,4 +1,7 @@
-"""What this machine can do at best: DRAM read bandwidth and int8, bf16 and f32 peaks."""
+"""What this machine can do at best: DRAM read bandwidth and int8, bf16 and f32 peaks.
+
+The bandwidth is kept for the stats line of `rllama`, which tells its share of it from then on.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import sys
 
 from common import append_record, check_load, machine, usable_cores
 from limits import Peaks
+
+from rllama.yardstick import save_bandwidth
 
 
 def main() -> int:
@@ -29,6 +34,9 @@ def main() -> int:
     for name, rate in (("int8", limits.int8), ("bf16", limits.bf16), ("f32", limits.f32)):
         note = f"  ({int8_name})" if name == "int8" and rate else ""
         print(f"{name:9s}  " + (f"{rate / 1e9:8.0f} Gop/s{note}" if rate else "not on this CPU"))
+    kept = save_bandwidth(limits.read, args.threads)
+    if kept is not None:
+        print(f"kept in    {kept}")
     if not args.no_record:
         options = {"threads": args.threads, "passes": args.passes, "memory_mb": args.memory_mb}
         append_record("bandwidth", busy=busy, options=options, limits=limits.as_dict())

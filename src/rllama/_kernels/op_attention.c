@@ -10,9 +10,9 @@
 #include "context.h"
 #include "parallel.h"
 
-#define TILE_ROWS 96     /* query rows that a prompt's work item holds */
-#define SPLIT_TOKENS 4   /* up to this many tokens of a sequence, spans become items of their own */
-#define STORE_TOKENS 16  /* tokens whose keys and values one item stores */
+#define TILE_ROWS 96    /* query rows that a prompt's work item holds */
+#define SPLIT_TOKENS 4  /* up to this many tokens of a sequence, spans become items of their own */
+#define STORE_TOKENS 16 /* tokens whose keys and values one item stores */
 #define PAGES_PER_SPAN (RL_SPAN_LEN / RL_PAGE_LEN)
 
 rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
@@ -197,8 +197,9 @@ static void run_span(const attend_work *work, const query_tile *tile, int64_t g,
         int64_t seen = op->positions[tile->first_token + row / work->heads_per_kv] + 1 - first;
         s->n_valid[row] = (int32_t)rl_min64(RL_SPAN_LEN, seen);
     }
-    rl_span args = {s->q, k_pages, v_pages, s->n_valid, n_rows, work->kv->head_dim,
-                    work->kv->d_padded, max, sum, acc, s->scores};
+    rl_span args = {
+        s->q, k_pages, v_pages, s->n_valid, n_rows, work->kv->head_dim, work->kv->d_padded,
+        max,  sum,     acc,     s->scores};
     work->ctx->table.span[work->kv->format](&args);
 }
 
@@ -300,8 +301,8 @@ static rl_status reserve(attend_work *work) {
     }
     work->partials = (float *)(void *)(all + tile_bytes);
     for (int t = 0; t < work->ctx->n_threads; t++)
-        if (rl_arena_get(&work->ctx->private[t],
-                         (size_t)scratch_floats(work) * sizeof(float)) == NULL)
+        if (rl_arena_get(&work->ctx->private[t], (size_t)scratch_floats(work) * sizeof(float)) ==
+            NULL)
             return RL_NO_MEMORY;
     return RL_OK;
 }

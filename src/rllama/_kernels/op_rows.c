@@ -68,8 +68,7 @@ static void glu_values(void *arg, int64_t item, int thread) {
     const glu_work *work = arg;
     int64_t first = item * GLU_PER_ITEM;
     (void)thread;
-    work->glu(work->gate + first, work->up + first,
-              rl_min64(GLU_PER_ITEM, work->n_values - first));
+    work->glu(work->gate + first, work->up + first, rl_min64(GLU_PER_ITEM, work->n_values - first));
 }
 
 rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) {

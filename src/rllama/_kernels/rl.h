@@ -78,7 +78,7 @@ rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values);
 
 /* cos and sin of every position and pair, filled as far as they have been asked for. */
 typedef struct {
-    float *values; /* [max_seq_len, half_dim, 2] */
+    float *values;    /* [max_seq_len, half_dim, 2] */
     double *inv_freq; /* [half_dim], radians per position */
     int64_t max_seq_len, half_dim, n_filled;
 } rl_rope_table;
@@ -114,8 +114,8 @@ void rl_kv_free(rl_kv *kv);
 int64_t rl_kv_page_bytes(const rl_kv *kv);
 
 typedef struct {
-    const float *q, *k, *v; /* [T, H, d], [T, G, d], [T, G, d] */
-    float *out;             /* [T, H, d] */
+    const float *q, *k, *v;                            /* [T, H, d], [T, G, d], [T, G, d] */
+    float *out;                                        /* [T, H, d] */
     const int32_t *positions, *seq_start, *page_table; /* [T], [B+1], [B, P] */
     int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer;
     double scale; /* of q . k */

@@ -7,12 +7,12 @@
 #define RL_BLOCK 32 /* values in a block of the quantised formats */
 
 /*         id      name      block length, block bytes */
-#define RL_FORMATS(X)        \
-    X(F32, "F32", 1, 4)      \
-    X(F16, "F16", 1, 2)      \
-    X(BF16, "BF16", 1, 2)    \
-    X(Q8_0, "Q8_0", 32, 34)  \
-    X(Q4_0, "Q4_0", 32, 18)  \
+#define RL_FORMATS(X)       \
+    X(F32, "F32", 1, 4)     \
+    X(F16, "F16", 1, 2)     \
+    X(BF16, "BF16", 1, 2)   \
+    X(Q8_0, "Q8_0", 32, 34) \
+    X(Q4_0, "Q4_0", 32, 18) \
     X(Q8_F32, "Q8_F32", 32, 36)
 
 #define RL_FORMAT_ENUM(id, name, len, bytes) RL_##id,

@@ -44,8 +44,7 @@ typedef struct {
 typedef void (*rl_span_fn)(const rl_span *span);
 /* Merge a span into the running state: state = state (+) span, in position order. */
 typedef void (*rl_merge_fn)(int64_t n_rows, int64_t d_padded, const float *max, const float *sum,
-                            const float *acc, float *state_max, float *state_sum,
-                            float *state_acc);
+                            const float *acc, float *state_max, float *state_sum, float *state_acc);
 /* Store one token's key and value of one head at a slot of its page. */
 typedef void (*rl_kv_store_fn)(const float *k, const float *v, int64_t head_dim, uint8_t *k_page,
                                uint8_t *v_page, int64_t d_padded, int64_t slot);
@@ -85,8 +84,8 @@ typedef struct {
 /* CPU features that a level may need. */
 enum {
     RL_CPU_ABSENT = 1u << 30, /* no CPU has it: the level is not in this build */
-    RL_CPU_AVX2 = 1u << 0, /* AVX2, FMA, F16C, and the OS saves ymm */
-    RL_CPU_AVX512 = 1u << 1, /* F BW DQ VL, and the OS saves zmm */
+    RL_CPU_AVX2 = 1u << 0,    /* AVX2, FMA, F16C, and the OS saves ymm */
+    RL_CPU_AVX512 = 1u << 1,  /* F BW DQ VL, and the OS saves zmm */
     RL_CPU_AVX512_VNNI = 1u << 2,
     RL_CPU_AVX512_BF16 = 1u << 3,
     RL_CPU_NEON = 1u << 8,

@@ -34,7 +34,8 @@ static void fill_rows(uint8_t *rows, int64_t n_bytes, rl_format format, int bloc
             whole *= 1.0f + (float)(rows[i] & 15) / 8.0f;
             memcpy(rows + i, &whole, 4);
         } else {
-            half = (uint16_t)(half | (rows[i] & 0x7f) | (format == RL_F16 ? rows[i + 1] & 0x80 : 0));
+            half = (uint16_t)(half | (rows[i] & 0x7f) |
+                              (format == RL_F16 ? rows[i + 1] & 0x80 : 0));
             memcpy(rows + i, &half, 2);
         }
     }

@@ -53,8 +53,8 @@ static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
 /* Round to int8; the values already lie in [-127, 127]. */
 static inline void rl_store_i8(int8_t *p, rl_f32v v) {
     __m256i whole = _mm256_cvtps_epi32(v);
-    __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole),
+                                    _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
 }
 

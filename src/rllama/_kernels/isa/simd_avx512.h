@@ -92,9 +92,7 @@ static inline rl_row4 rl_high4(rl_row4 v) {
 }
 
 /* The two 16-bit floats of each lane, widened. */
-static inline rl_f32v rl_f16_first(rl_row4 v) {
-    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v));
-}
+static inline rl_f32v rl_f16_first(rl_row4 v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
 static inline rl_f32v rl_f16_second(rl_row4 v) {
     return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)));
 }

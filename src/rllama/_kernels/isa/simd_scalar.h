@@ -10,6 +10,8 @@
 #define RL_TILE 4
 #define RL_EACH for (int i = 0; i < RL_R; i++)
 
+/* One line each, so that the list can be read at a glance. */
+// clang-format off
 typedef struct { float v[RL_R]; } rl_f32v;
 typedef struct { int32_t v[RL_R]; } rl_i32v;
 typedef struct { uint32_t v[RL_R]; } rl_row4; /* four bytes of each of 4 rows */
@@ -166,5 +168,6 @@ static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v ini
 static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
     return rl_dot_s8(w, a, init); /* 0..15 is the same signed or unsigned */
 }
+// clang-format on
 
 #endif
