@@ -229,15 +229,17 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizerSource:
-    """What a checkpoint knows about its tokenizer: a file, or a vocabulary that lies inside it.
+    """What a file says about a tokenizer, as plain data.
 
-    Notes:   kind "spm" (path of a SentencePiece .model), "llama2c" (path of a tokenizer.bin) or
-             "vocab" (pieces, scores, types as in a GGUF of tokenizer model "llama");
-             types are SentencePiece's: 1 normal 2 unknown 3 control 4 user-defined 5 unused 6 byte
+    Notes:   kind "spm": `model` is a SentencePiece .model, byte for byte; kind "vocab": pieces,
+             scores and types, of a GGUF or a tokenizer.bin; types are SentencePiece's: 1 normal
+             2 unknown 3 control 4 user-defined 5 unused 6 byte, none at all are guessed;
+             `path` is for messages; vocab_size is the model's, None: as many as there are pieces
     """
 
-    kind: Literal["spm", "llama2c", "vocab"]
+    kind: Literal["spm", "vocab"]
     path: str | None = None
+    model: bytes = field(default=b"", repr=False)
     pieces: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     types: tuple[int, ...] = ()

@@ -195,16 +195,10 @@ def _config_of(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def _tokenizer_of(checkpoint: Checkpoint, cfg: ModelConfig) -> Tokenizer | None:
-    if checkpoint.tokenizer is None:
+    source = checkpoint.tokenizer
+    if source is None:
         return None
-    tokenizer = tokenizers.load_tokenizer(checkpoint.tokenizer)
-    if tokenizer.vocab_size > cfg.vocab_size:
-        raise FormatError(
-            f"{checkpoint.tokenizer.path or checkpoint.path}: the tokenizer has "
-            f"{tokenizer.vocab_size} pieces, but the model's embedding only {cfg.vocab_size} "
-            "rows: they do not belong together"
-        )
-    return tokenizer
+    return tokenizers.load_tokenizer(replace(source, vocab_size=cfg.vocab_size))
 
 
 def _log_load(loaded: Loaded, seconds: float) -> None:

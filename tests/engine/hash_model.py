@@ -131,7 +131,7 @@ def check_batch(batch: Batch, kv: HashStore) -> None:
 class LetterTokenizer:
     """One token, one ASCII character, from '0' on."""
 
-    vocab_size = VOCAB
+    n_pieces = vocab_size = VOCAB
     bos_token_id = None
     eos_token_id = None
     add_bos = False

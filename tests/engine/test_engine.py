@@ -169,7 +169,7 @@ def test_engine_bad_config_is_refused(
 
 def test_engine_padded_vocabulary_is_legal_in_a_prompt_only(make_engine: MakeEngine) -> None:
     tokenizer = LetterTokenizer()
-    tokenizer.vocab_size = 40
+    tokenizer.n_pieces = 40
     engine = make_engine(tokenizer=tokenizer)
     requests = [ask([50, i], temperature=1.0, top_k=0, seed=i) for i in range(8)]
     ids = run(engine, requests)

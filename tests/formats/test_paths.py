@@ -246,8 +246,10 @@ def test_failed_opening_leaves_no_descriptor_and_no_mapping(tmp_path: Path) -> N
         (b"IQ== 0\nIg== 1\n", UnsupportedError, "tiktoken"),
         (b"", FormatError, "too few"),
         (b"hello world, this is no tokenizer", FormatError, "not a known tokenizer"),
+        (b"\x0a", FormatError, "too few"),
+        (b"GGUF\3\0\0\0", FormatError, "truncated"),
     ],
-    ids=["json", "tiktoken", "empty", "text"],
+    ids=["json", "tiktoken", "empty", "text", "tag", "gguf"],
 )
 def test_tokenizer_file_of_another_kind(
     data: bytes, error: type[Exception], text: str, tmp_path: Path

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from writers import to_half_pairing
 
+from rllama.errors import FormatError, UnsupportedError
 from rllama.formats import open_checkpoint, open_gguf_vocabulary, tokenizer_source
 
 DATA = os.environ.get("RLLAMA_TEST_DATA", "")
@@ -37,28 +38,43 @@ def test_stories_containers_hold_the_same_weights(name: str) -> None:
 def test_stories_llama2c_finds_tok512_beside() -> None:
     source = open_checkpoint(STORIES / "stories260K.bin").tokenizer
     assert source is not None
-    assert (source.kind, source.vocab_size) == ("llama2c", 512)
+    assert (source.kind, len(source.pieces)) == ("vocab", 512)
     assert Path(source.path or "").name == "tok512.bin"
 
 
 def test_stories_hf_takes_a_named_tokenizer() -> None:
     checkpoint = open_checkpoint(STORIES / "hf", tokenizer_path=STORIES / "tok512.bin")
     assert checkpoint.tokenizer is not None
-    assert checkpoint.tokenizer.kind == "llama2c"
+    assert checkpoint.tokenizer.path == str(STORIES / "tok512.bin")
     checkpoint.close()
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "count"),
     [
-        ("llama2/tokenizer.model", "spm", None),
-        ("llama2/tokenizer.bin", "llama2c", 32000),
+        ("llama2/tokenizer.model", "spm", 0),
+        ("llama2/tokenizer.bin", "vocab", 32000),
         ("vocab/ggml-vocab-llama-spm.gguf", "vocab", 32000),
     ],
 )
-def test_real_tokenizers_are_recognised(name: str, kind: str, count: int | None) -> None:
+def test_real_tokenizers_are_recognised(name: str, kind: str, count: int) -> None:
     source = tokenizer_source(str(Path(DATA) / name))
-    assert (source.kind, source.vocab_size) == (kind, count)
+    assert (source.kind, len(source.pieces), bool(source.model)) == (kind, count, kind == "spm")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("llama3/tokenizer.model", UnsupportedError),
+        ("stories260K/hf/config.json", UnsupportedError),
+        ("stories260K/stories260K.bin", FormatError),
+        ("stories260K/stories260K.v1.bin", FormatError),
+        ("stories260K/golden.npz", FormatError),
+    ],
+)
+def test_other_files_are_no_tokenizers(name: str, error: type[Exception]) -> None:
+    with pytest.raises(error, match=Path(name).name):
+        tokenizer_source(str(Path(DATA) / name))
 
 
 def test_real_vocabulary_of_32000_pieces_opens() -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rllama import load_tokenizer
 from rllama.config import TokenizerSource
-from rllama.tokenizers import load_tokenizer, sniff
+from rllama.tokenizers import load_tokenizer as tokenizer_of
 from rllama.tokenizers.base import Tokenizer
 
 SEPARATOR = "\n__ggml_vocab_test__\n"
@@ -43,7 +44,7 @@ def tokenizer(
     request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Tokenizer:
     if request.param == "gguf":
-        return load_tokenizer(gguf_vocabulary(data_dir / "vocab/ggml-vocab-llama-spm.gguf"))
+        return tokenizer_of(gguf_vocabulary(data_dir / "vocab/ggml-vocab-llama-spm.gguf"))
     if request.param == "model":
         return load_tokenizer(data_dir / "llama2/tokenizer.model")
     path = data_dir / "llama2/tokenizer.bin"
@@ -99,26 +100,8 @@ def test_any_ids_have_the_librarys_text(
 
 
 def test_stories_vocabulary_is_read(data_dir: Path) -> None:
-    tokenizer = load_tokenizer(
-        TokenizerSource(
-            kind="llama2c", path=str(data_dir / "stories260K/tok512.bin"), vocab_size=512
-        )
-    )
+    tokenizer = load_tokenizer(data_dir / "stories260K/tok512.bin")
     text = "Once upon a time, there was a little girl named Lily."
     assert tokenizer.vocab_size == 512
     assert tokenizer.decode(tokenizer.encode(text, add_bos=True)) == text
     assert tokenizer.encode("Once upon a time", add_bos=True) == [1, 403, 407, 261, 378]
-
-
-def test_other_files_of_the_collection_are_told_apart(data_dir: Path) -> None:
-    kinds = {
-        "llama2/tokenizer.model": "spm",
-        "llama2/tokenizer.bin": "llama2c",
-        "llama3/tokenizer.model": "tiktoken",
-        "vocab/ggml-vocab-llama-spm.gguf": "gguf",
-        "stories260K/hf/config.json": "hf",
-        "stories260K/stories260K.bin": "unknown",
-        "stories260K/stories260K.v1.bin": "unknown",
-        "stories260K/golden.npz": "unknown",
-    }
-    assert {name: sniff(data_dir / name) for name in kinds} == kinds

@@ -53,7 +53,7 @@ class Engine:
         self.n_vocab = cfg.vocab_size
         eos_ids = set(cfg.eos_token_ids)
         if tokenizer is not None:
-            self.n_vocab = min(cfg.vocab_size, tokenizer.vocab_size)
+            self.n_vocab = min(cfg.vocab_size, tokenizer.n_pieces)
             if tokenizer.eos_token_id is not None:
                 eos_ids.add(tokenizer.eos_token_id)
         self._eos_ids = frozenset(eos_ids)

@@ -46,8 +46,7 @@ class Run:
             self._stop_ids |= eos_ids
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None:
-            with_text = [token_id for token_id in seq.token_ids if token_id < n_vocab]
-            self._detokenizer = Detokenizer(tokenizer, with_text, sampling.stop)
+            self._detokenizer = Detokenizer(tokenizer, seq.token_ids, sampling.stop)
 
     def choose(self, sampler: Sampler, logits: NDArray[np.float32], row: int) -> StepOutput:
         """Take the next token from a row of logits. Raises BackendError if they are no numbers."""

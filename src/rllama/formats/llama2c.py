@@ -75,9 +75,9 @@ def open(
 def _tokenizer(path: str, vocab_size: int) -> TokenizerSource | None:
     """The vocabulary beside the file. Raises FormatError if it has another number of pieces."""
     found = find_tokenizer(os.path.dirname(path), vocab_size=vocab_size)
-    if found is not None and found.vocab_size not in (None, vocab_size):
+    if found is not None and found.kind == "vocab" and len(found.pieces) != vocab_size:
         raise FormatError(
-            f"{printable(found.path or '')}: {found.vocab_size} tokens, but {printable(path)} has "
+            f"{printable(found.path or '')}: {len(found.pieces)} tokens, but {printable(path)} has "
             f"{vocab_size}"
         )
     return found

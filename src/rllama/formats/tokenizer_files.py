@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import struct
 from dataclasses import replace
 
 from rllama.config import TokenizerSource
-from rllama.errors import ConfigError, FormatError, UnsupportedError
+from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats.files import is_dir, is_file, printable, read_head, read_small
 from rllama.formats.gguf_header import MAGIC
 from rllama.formats.json_file import read_fields
+from rllama.formats.llama2c_tokenizer import LIMIT_BYTES, read_llama2c_tokenizer
 from rllama.formats.vocabulary import open_gguf_vocabulary
 
-_LIMIT_BYTES = 64 << 20
 _SETTINGS_LIMIT_BYTES = 16 << 20  # tokenizer_config.json lists added tokens and templates
-_MAX_PIECE_BYTES = 65536
-_RECORD = struct.Struct("<fi")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 _NAMES = ("tokenizer.model", "tokenizer.bin", "tokenizer.json")
 
@@ -38,9 +34,9 @@ def tokenizer_source(path: str, *, vocab_size: int | None = None) -> TokenizerSo
             )
         return found
     source = _recognise(path)
-    if vocab_size is not None and (source.vocab_size or 0) > vocab_size:
+    if vocab_size is not None and len(source.pieces) > vocab_size:
         raise ConfigError(
-            f"{printable(path)}: {source.vocab_size} tokens, but the model has only {vocab_size}"
+            f"{printable(path)}: {len(source.pieces)} tokens, but the model has only {vocab_size}"
         )
     return source
 
@@ -75,17 +71,12 @@ def _recognise(path: str) -> TokenizerSource:
     if head[:4] == MAGIC:
         return open_gguf_vocabulary(path)
     if _looks_like_sentencepiece(head):
-        return TokenizerSource(kind="spm", path=path)
+        return TokenizerSource(kind="spm", path=path, model=read_small(path, LIMIT_BYTES))
     if head.lstrip()[:1] == b"{":
         raise UnsupportedError(f"{where}: tokenizers in the JSON format are not supported")
     if _TIKTOKEN_LINE.match(head):
         raise UnsupportedError(f"{where}: tokenizers in the tiktoken format are not supported")
-    count = count_llama2c_pieces(path)
-    return TokenizerSource(
-        kind="llama2c", path=path, vocab_size=count, add_bos=True,
-        bos_token_id=1 if count > 1 else None, eos_token_id=2 if count > 2 else None,
-        unk_token_id=0,
-    )  # fmt: skip
+    return read_llama2c_tokenizer(path)
 
 
 def _looks_like_sentencepiece(head: bytes) -> bool:
@@ -98,41 +89,10 @@ def _looks_like_sentencepiece(head: bytes) -> bool:
     return head[at + 1 : at + 2] == b"\x0a"
 
 
-def count_llama2c_pieces(path: str) -> int:
-    """Pieces of a llama2.c tokenizer.bin, walking it to its end.
-
-    Raises:  FormatError if it is anything else, or damaged
-    """
-    data = read_small(path, _LIMIT_BYTES)
-    where = printable(path)
-    if len(data) < 4 + _RECORD.size:
-        raise FormatError(f"{where}: {len(data)} bytes are too few for a tokenizer")
-    longest = int.from_bytes(data[:4], "little")
-    if not 1 <= longest <= _MAX_PIECE_BYTES:
-        raise FormatError(
-            f"{where}: not a known tokenizer; as a llama2.c tokenizer its longest piece, at offset "
-            f"0, would have {longest} bytes (1 to {_MAX_PIECE_BYTES} are possible)"
-        )
-    unpack, at, count, end = _RECORD.unpack_from, 4, 0, len(data)
-    finite = math.isfinite
-    while at < end:
-        if at + 8 > end:
-            raise FormatError(f"{where}: piece {count} at offset {at} is cut off")
-        score, length = unpack(data, at)
-        if not 0 <= length <= longest or not finite(score) or at + 8 + length > end:
-            raise FormatError(
-                f"{where}: piece {count} at offset {at}: length {length} and score {score:g} are "
-                f"impossible (longest piece {longest}, file {end} bytes)"
-            )
-        at += 8 + length
-        count += 1
-    return count
-
-
 def _with_folder_settings(source: TokenizerSource, folder: str) -> TokenizerSource:
     """Take add_bos_token from tokenizer_config.json where there is one."""
     path = os.path.join(folder, "tokenizer_config.json")
-    if source.kind == "vocab" or not is_file(path):
+    if not is_file(path):
         return source
     add_bos = read_fields(path, ConfigError, _SETTINGS_LIMIT_BYTES).values.get("add_bos_token")
     return replace(source, add_bos=add_bos) if type(add_bos) is bool else source

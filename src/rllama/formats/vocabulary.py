@@ -54,7 +54,7 @@ def gguf_vocabulary(header: GgufHeader) -> TokenizerSource | None:
 
     return TokenizerSource(
         kind="vocab", path=header.cursor.file.path, pieces=tuple(pieces),
-        scores=tuple(scores.tolist()), types=tuple(types.tolist()), vocab_size=count,
+        scores=tuple(scores.tolist()), types=tuple(types.tolist()),
         bos_token_id=special("bos", 1), eos_token_id=special("eos", 2),
         unk_token_id=special("unknown", 0),
         add_bos=fields.flag("tokenizer.ggml.add_bos_token", True),

@@ -11,9 +11,11 @@ class Tokenizer(Protocol):
 
     Notes:   pieces are bytes, because one character may be spread over several tokens;
              `decode_bytes` of a run of ids is the concatenation of `piece_bytes` of each, except
-             that the space which encoding put before the text is not given back
+             that the space which encoding put before the text is not given back;
+             ids from n_pieces up to vocab_size only pad the model's embedding: they show nothing
     """
 
+    n_pieces: int
     vocab_size: int
     bos_token_id: int | None
     eos_token_id: int | None

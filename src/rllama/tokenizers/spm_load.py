@@ -1,4 +1,4 @@
-"""Builds an SpmTokenizer from a .model, a tokenizer.bin, or a vocabulary inside a checkpoint."""
+"""Builds an SpmTokenizer from a SentencePiece .model or from a vocabulary."""
 
 from __future__ import annotations
 
@@ -6,36 +6,28 @@ from typing import cast
 
 from rllama.config import TokenizerSource
 from rllama.errors import FormatError
-from rllama.tokenizers.llama2c_bin import BOS, EOS, UNK, read_llama2c
 from rllama.tokenizers.spm import Encoder, Specials, SpmTokenizer
 from rllama.tokenizers.spm_model import read_spm_model
 from rllama.tokenizers.spm_proto import model_proto, producible
 from rllama.tokenizers.vocabulary import CONTROL, Vocabulary, check_vocabulary, vocabulary_of
 
 
-def load_spm(data: bytes, source: TokenizerSource, where: str) -> SpmTokenizer:
+def load_spm(source: TokenizerSource, where: str) -> SpmTokenizer:
     """A tokenizer from the bytes of a SentencePiece .model."""
-    model = read_spm_model(data, where)
-    encoder = _processor(data, where)
+    model = read_spm_model(source.model, where)
+    encoder = _processor(source.model, where)
     specials = Specials(_id_or_none(encoder.bos_id()), _id_or_none(encoder.eos_id()))
     specials.strips_space, specials.unk_surface = model.strips_space, model.unk_surface
     return _tokenizer(encoder, model.vocab, specials, source, where)
 
 
-def load_llama2c(data: bytes, source: TokenizerSource, where: str) -> SpmTokenizer:
-    """A tokenizer from the bytes of a llama2.c tokenizer.bin."""
-    vocab = read_llama2c(data, where, source.vocab_size)
-    encoder = _built(vocab, UNK, where, add_space_prefix=True)
-    bos, eos = (i if i < len(vocab.pieces) else None for i in (BOS, EOS))
-    return _tokenizer(encoder, vocab, Specials(bos, eos), source, where)
-
-
 def load_vocabulary(source: TokenizerSource, where: str) -> SpmTokenizer:
-    """A tokenizer from the vocabulary inside a checkpoint."""
+    """A tokenizer from pieces, scores and types."""
     vocab = vocabulary_of(source, where)
     check_vocabulary(vocab, where)
     prefix = source.add_space_prefix
-    encoder = _built(vocab, source.unk_token_id, where, add_space_prefix=prefix)
+    usable = producible(vocab, source.unk_token_id, where)
+    encoder = _processor(model_proto(usable, add_space_prefix=prefix), where)
     specials = Specials(_control(vocab, b"<s>"), _control(vocab, b"</s>"), strips_space=prefix)
     return _tokenizer(encoder, vocab, specials, source, where)
 
@@ -66,11 +58,6 @@ def _tokenizer(
     if source.add_bos is not None:
         specials.add_bos = source.add_bos
     return SpmTokenizer(encoder, vocab, specials, n_rows)
-
-
-def _built(vocab: Vocabulary, unk: int | None, where: str, *, add_space_prefix: bool) -> Encoder:
-    usable = producible(vocab, unk, where)
-    return _processor(model_proto(usable, add_space_prefix=add_space_prefix), where)
 
 
 def _processor(proto: bytes, where: str) -> Encoder:

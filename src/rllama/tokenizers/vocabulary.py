@@ -14,7 +14,6 @@ SPACE = "\u2581".encode()  # stands for a space inside pieces
 DEFAULT_UNK_SURFACE = " \u2047 ".encode()  # what the library shows for an unknown piece
 MAX_PIECES = 2**22
 MAX_PIECE_BYTES = 2**16
-MAX_FILE_BYTES = 2**26
 _MAX_SCORE = 1e18
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
@@ -101,7 +100,7 @@ def guess_types(pieces: Sequence[bytes], unk: int | None, control: Sequence[int]
 
 
 def vocabulary_of(source: TokenizerSource, where: str) -> Vocabulary:
-    """The vocabulary that lies inside a checkpoint.
+    """The vocabulary of a source of kind "vocab".
 
     Raises:  FormatError if the lists do not have one entry per piece, or a value is out of range
     """

@@ -109,7 +109,7 @@ def _tokenizer(source: TokenizerSource) -> dict[str, Any]:
     except RllamaError as error:
         return found | {"error": str(error)}
     return found | {
-        "pieces": len(source.pieces) or tokenizer.vocab_size,
+        "pieces": tokenizer.n_pieces,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "add_bos": tokenizer.add_bos,
