@@ -27,10 +27,6 @@ class DType:
         """True where one value is one float: F32, F16, BF16."""
         return self.block_len == 1
 
-    @property
-    def bits_per_value(self) -> float:
-        return 8 * self.block_bytes / self.block_len
-
     def row_bytes(self, n_values: int) -> int:
         """Bytes of a row of `n_values`. Raises FormatError if blocks would straddle rows."""
         if n_values % self.block_len:

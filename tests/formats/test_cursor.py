@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rllama.errors import FormatError
-from rllama.formats.mapped_file import Cursor, MappedFile
+from rllama.formats.cursor import Cursor
+from rllama.formats.mapped_file import MappedFile
 
 N = 100  # above the number from which the quick way is tried
 

@@ -14,7 +14,8 @@ from writers import random_model, small_vocab, tiny_config, write_gguf, write_hf
 
 from rllama.errors import ConfigError, FormatError, RllamaError, UnsupportedError
 from rllama.formats import gguf, open_checkpoint, tokenizer_source
-from rllama.formats.mapped_file import Cursor, MappedFile
+from rllama.formats.cursor import Cursor
+from rllama.formats.mapped_file import MappedFile
 
 CFG = tiny_config()
 MODEL = random_model(CFG, 4)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from rllama.dtypes import DType, dtype_by_gguf_id
 from rllama.errors import FormatError, UnsupportedError
+from rllama.formats.cursor import MAX_HEADER_BYTES, Cursor
 from rllama.formats.files import printable
-from rllama.formats.mapped_file import MAX_HEADER_BYTES, Cursor, MappedFile
+from rllama.formats.mapped_file import MappedFile
 
 log = logging.getLogger(__name__)
 

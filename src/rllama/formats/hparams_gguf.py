@@ -32,13 +32,7 @@ def gguf_config(
     _refuse_gguf_experts(fields, arch)
     n_layers = fields.whole(key("block_count"), high=4096)
     dim = fields.whole(key("embedding_length"))
-    n_heads = _per_layer(fields, key("attention.head_count"), n_layers, None)
-    n_kv_heads = _per_layer(fields, key("attention.head_count_kv"), n_layers, n_heads)
-    head_dim = head_dim_of(
-        fields, key("attention.key_length"), dim, n_heads, key("embedding_length")
-    )
-    if fields.whole(key("attention.value_length"), head_dim) != head_dim:
-        raise UnsupportedError(f"{where}: {key('attention.value_length')} differs from key_length")
+    n_heads, n_kv_heads, head_dim = _heads(fields, arch, n_layers, dim)
     _check_gguf_rope(fields, arch, head_dim)
     known = n_tokens or vocab_size
     kind = header.values.get("tokenizer.ggml.model")
@@ -70,6 +64,21 @@ def _gguf_arch(fields: Fields, find_arch: FindArch | None) -> str:
             "merge the files into one"
         )
     return arch
+
+
+def _heads(fields: Fields, arch: str, n_layers: int, dim: int) -> tuple[int, int, int]:
+    """Query heads, key heads and their width."""
+    key = f"{arch}.".__add__
+    n_heads = _per_layer(fields, key("attention.head_count"), n_layers, None)
+    n_kv_heads = _per_layer(fields, key("attention.head_count_kv"), n_layers, n_heads)
+    head_dim = head_dim_of(
+        fields, key("attention.key_length"), dim, n_heads, key("embedding_length")
+    )
+    if fields.whole(key("attention.value_length"), head_dim) != head_dim:
+        raise UnsupportedError(
+            f"{fields.where}: {key('attention.value_length')} differs from key_length"
+        )
+    return n_heads, n_kv_heads, head_dim
 
 
 def _refuse_gguf_experts(fields: Fields, arch: str) -> None:

@@ -57,6 +57,8 @@ class _Settings:
 
 @dataclass(slots=True)
 class _Parts:
+    """What is gathered while a ModelProto is walked."""
+
     pieces: list[bytes] = field(default_factory=list)
     scores: list[bytes] = field(default_factory=list)
     types: bytearray = field(default_factory=bytearray)
