@@ -33,7 +33,7 @@ def add_flags(parser: Parser, *, positional: bool) -> None:
     source.add_argument("--prompt", metavar="TEXT", help="the text to continue; - reads stdin")
     source.add_argument("--prompt-file", metavar="PATH", help="a file with the text to continue")
     group.add_argument("--no-echo", action="store_true", help="leave the prompt out of the output")
-    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+    group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     add_model_flags(parser, positional=positional)
     add_sampling_flags(parser)
     add_engine_flags(parser)
