@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rllama.errors import ConfigError
 
@@ -104,6 +104,8 @@ class EngineConfig:
 
     Units:   max_batch_tokens tokens per step (also the prefill chunk); page_len positions;
              n_pages pages of the cache, shared by all sequences
+    Notes:   0 pages or positions: as many as the memory plan gives
+    Raises:  ConfigError for a cache type that there is not
     """
 
     max_batch_tokens: int = 512
@@ -114,6 +116,13 @@ class EngineConfig:
     max_seq_len: int = 0
     kv_dtype: KVDType = "auto"
     share_prefixes: bool = True
+
+    def __post_init__(self) -> None:
+        kinds = get_args(KVDType)
+        _require(
+            self.kv_dtype in kinds,
+            f"kv_dtype must be one of {', '.join(kinds)}, not {self.kv_dtype!r}",
+        )
 
 
 def _field(default: Any, help_text: str) -> Any:

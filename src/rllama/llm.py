@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from numbers import Integral
-from types import TracebackType
 from typing import TypeGuard, overload
 
 import numpy as np
@@ -70,8 +69,6 @@ class LLM:
             kv_dtype=kv_dtype,
             share_prefixes=share_prefixes,
         )
-        if kv_dtype not in ("auto", "f32", "f16"):
-            raise ConfigError(f"kv_dtype must be auto, f32 or f16, not {kv_dtype!r}")
         with ExitStack() as undo:
             self.loaded: Loaded = load(
                 path,
@@ -242,12 +239,7 @@ class LLM:
     def __enter__(self) -> LLM:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        where: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -99,7 +99,6 @@ class Engine:
         if seed is None:
             seed = int.from_bytes(os.urandom(8), "little")
         seq = Sequence(request, seed, prompt, len(prompt))
-        seq.submitted_s = time.perf_counter()
         seq.max_tokens = self.max_seq_len
         if sampling.max_new_tokens is not None:
             seq.max_tokens = min(seq.max_tokens, len(prompt) + sampling.max_new_tokens)

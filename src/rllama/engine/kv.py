@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllama.backend import KVStore
-from rllama.engine.pages import PagePool
+from rllama.engine.pages import ROOT, PagePool
 from rllama.engine.request import Sequence
 
 
@@ -101,7 +101,7 @@ class KVCache:
         for page in reversed(seq.pages):
             self.pool.release(page)
         seq.pages.clear()
-        seq.chain, seq.n_committed, seq.n_computed = b"", 0, 0
+        seq.chain, seq.n_committed, seq.n_computed = ROOT, 0, 0
         self._table_seqs = []
 
     def page_table(self, seqs: Seq[Sequence]) -> NDArray[np.int32]:

@@ -38,6 +38,7 @@ class PagePool:
         return len(self._free) + len(self._idle)
 
     def n_holders(self, page: int) -> int:
+        """How many sequences hold a page."""
         return self._n_holders[page]
 
     def take(self) -> int:

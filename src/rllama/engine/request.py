@@ -66,7 +66,6 @@ class Sequence:
     Units:   times in seconds of time.perf_counter; 0.0 until it has happened
     Notes:   n_computed tokens have keys and values in the cache; token_ids is prompt plus output;
              pages, chain and n_committed belong to engine/kv.py alone
-    Units: times are seconds of time.perf_counter, 0 where it has not come to that
     """
 
     request: Request

@@ -46,14 +46,14 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 def exp_neg(x: F32) -> F32:
     """exp(x) for x <= 0 in f32 steps, relative error under 2e-7; -87 for all that is below."""
-    f = np.float32
-    x = np.maximum(x, f(-87))
-    k = np.rint(x * f(1.44269504))
-    r = (x - k * f(0.693359375)) - k * f(-2.12194440e-4)
-    p = np.full_like(r, f(1 / 5040))
-    for c in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
-        p = p * r + f(c)
-    scaled: F32 = np.ldexp(p, k.astype(np.int32))
+    f32 = np.float32
+    x = np.maximum(x, f32(-87))
+    n_doublings = np.rint(x * f32(1.44269504))
+    rest = (x - n_doublings * f32(0.693359375)) - n_doublings * f32(-2.12194440e-4)
+    series = np.full_like(rest, f32(1 / 5040))
+    for term in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        series = series * rest + f32(term)
+    scaled: F32 = np.ldexp(series, n_doublings.astype(np.int32))
     return scaled
 
 
@@ -77,67 +77,70 @@ class Candidates:
         return np.argsort(-self.logits, kind="stable")
 
 
-def penalise(c: Candidates, p: ResolvedSampling, seen: Iterable[int]) -> Candidates:
+def penalise(kept: Candidates, params: ResolvedSampling, seen: Iterable[int]) -> Candidates:
     """Divide positive logits of tokens already present by the penalty, multiply negative ones."""
-    penalty = np.float32(p.repetition_penalty)
-    hit = np.isin(c.ids, np.fromiter(seen, np.int64))
-    punished = np.where(c.logits > 0, c.logits / penalty, c.logits * penalty).astype(np.float32)
-    return replace(c, logits=np.where(hit, punished, c.logits))
+    penalty = np.float32(params.repetition_penalty)
+    hit = np.isin(kept.ids, np.fromiter(seen, np.int64))
+    logits = kept.logits
+    punished = np.where(logits > 0, logits / penalty, logits * penalty).astype(np.float32)
+    return replace(kept, logits=np.where(hit, punished, logits))
 
 
-def temper(c: Candidates, p: ResolvedSampling) -> Candidates:
+def temper(kept: Candidates, params: ResolvedSampling) -> Candidates:
     """Turn logits into weights at the temperature."""
-    scale = np.float32(max(p.temperature, 1e-30))
+    scale = np.float32(max(params.temperature, 1e-30))
     with np.errstate(over="ignore"):
-        weights = exp_neg((c.logits - c.logits.max()) / scale).astype(np.float64)
-    return replace(c, weights=np.rint(weights / WEIGHT_UNIT) * WEIGHT_UNIT)
+        weights = exp_neg((kept.logits - kept.logits.max()) / scale).astype(np.float64)
+    return replace(kept, weights=np.rint(weights / WEIGHT_UNIT) * WEIGHT_UNIT)
 
 
-def keep_top_k(c: Candidates, p: ResolvedSampling) -> Candidates:
+def keep_top_k(kept: Candidates, params: ResolvedSampling) -> Candidates:
     """Keep the k likeliest; 0 keeps all."""
-    if p.top_k == 0:
-        return c
-    mask = np.zeros(len(c.ids), np.bool_)
-    mask[c.ranks()[: p.top_k]] = True
-    return c.keep(mask)
+    if params.top_k == 0:
+        return kept
+    mask = np.zeros(len(kept.ids), np.bool_)
+    mask[kept.ranks()[: params.top_k]] = True
+    return kept.keep(mask)
 
 
-def keep_top_p(c: Candidates, p: ResolvedSampling) -> Candidates:
+def keep_top_p(kept: Candidates, params: ResolvedSampling) -> Candidates:
     """Keep the likeliest, as few as reach the share top_p of what is left."""
-    if p.top_p >= 1.0:
-        return c
-    ranks = c.ranks()
-    sums = np.cumsum(c.weights[ranks])
-    n_kept = int(np.searchsorted(sums, p.top_p * sums[-1], side="left")) + 1
-    mask = np.zeros(len(c.ids), np.bool_)
+    if params.top_p >= 1.0:
+        return kept
+    ranks = kept.ranks()
+    sums = np.cumsum(kept.weights[ranks])
+    n_kept = int(np.searchsorted(sums, params.top_p * sums[-1], side="left")) + 1
+    mask = np.zeros(len(kept.ids), np.bool_)
     mask[ranks[:n_kept]] = True
-    return c.keep(mask)
+    return kept.keep(mask)
 
 
-def keep_min_p(c: Candidates, p: ResolvedSampling) -> Candidates:
+def keep_min_p(kept: Candidates, params: ResolvedSampling) -> Candidates:
     """Drop what is below min_p times the likeliest; renormalising changes no such ratio."""
-    return c.keep(c.weights >= p.min_p)
+    return kept.keep(kept.weights >= params.min_p)
 
 
 CHAIN = (keep_top_k, keep_top_p, keep_min_p)
 
 
-def choose(logits: F32, p: ResolvedSampling, *, n_vocab: int, seen: Iterable[int], u: float) -> int:
+def choose(
+    logits: F32, params: ResolvedSampling, *, n_vocab: int, seen: Iterable[int], u: float
+) -> int:
     """The next token by the whole chain: penalty, temperature, top-k, top-p, min-p, draw.
 
     Shapes:  logits [V], V at least n_vocab; ids from n_vocab on are never chosen
     Notes:   the draw takes the first survivor, by id, whose running sum exceeds u times the total
     Raises:  BackendError if a logit is NaN or the largest is infinite
     """
-    c = Candidates(np.arange(n_vocab), logits[:n_vocab].astype(np.float32), np.ones(n_vocab))
-    if p.repetition_penalty != 1.0:
-        c = penalise(c, p, seen)
-    if not np.isfinite(c.logits.max()):
+    kept = Candidates(np.arange(n_vocab), logits[:n_vocab].astype(np.float32), np.ones(n_vocab))
+    if params.repetition_penalty != 1.0:
+        kept = penalise(kept, params, seen)
+    if not np.isfinite(kept.logits.max()):
         raise BackendError("logits are not finite")
-    if p.temperature == 0.0 or p.top_k == 1:
-        return int(np.argmax(c.logits))
-    c = temper(c, p)
+    if params.temperature == 0.0 or params.top_k == 1:
+        return int(np.argmax(kept.logits))
+    kept = temper(kept, params)
     for step in CHAIN:
-        c = step(c, p)
-    sums = np.cumsum(c.weights)
-    return int(c.ids[np.searchsorted(sums, u * sums[-1], side="right")])
+        kept = step(kept, params)
+    sums = np.cumsum(kept.weights)
+    return int(kept.ids[np.searchsorted(sums, u * sums[-1], side="right")])
