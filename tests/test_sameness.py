@@ -19,7 +19,8 @@ PROMPTS = [
     "A secret door",
     "Ben and Lily went to the forest because they wanted to find the old oak tree. They walked "
     "for a long time. The sky was grey and the wind was cold. Then they heard a sound, and they "
-    "stopped. It was a small bird with a broken wing. They wanted to help it at once, so",
+    "stopped. It was a small bird with a broken wing. They wanted to help it at once, "
+    "for they knew how cold the night would be, so they took it home and",
 ]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=60)
 SEEDED = SamplingParams(
