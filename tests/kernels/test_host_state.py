@@ -177,5 +177,5 @@ def test_host_with_an_unusable_omp_variable_still_runs() -> None:
         matmul(backend, random_x(64, 512, seed=1), random_weight("Q8_0", 515, 512, seed=2).weight)
         print(backend.n_threads >= 1)
     """)
-    for value in ("0", "-3", "abc", "100000", "4,2", ""):
+    for value in ("0", "-3", "abc", "\u00b2", "100000", "4,2", ""):
         assert run_script(script, OMP_NUM_THREADS=value).strip() == "True"

@@ -22,7 +22,7 @@ def setup_constants() -> dict[str, Any]:
     for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in WANTED:
             exec(compile(ast.Module([node], []), "setup.py", "exec"), found)
-    assert WANTED <= found.keys(), "setup.py has other names now"
+    assert found.keys() >= WANTED, "setup.py has other names now"
     return found
 
 

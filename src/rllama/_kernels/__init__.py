@@ -40,7 +40,10 @@ def _apply(values: dict[str, str | None]) -> None:
 
 
 def _is_thread_list(value: str) -> bool:
-    return all(part.strip().isdigit() and int(part) > 0 for part in value.split(","))
+    try:
+        return all(int(part) > 0 for part in value.split(","))
+    except ValueError:
+        return False
 
 
 with _settings():
