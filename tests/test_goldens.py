@@ -28,9 +28,7 @@ def test_greedy_texts_and_logits_match_at_every_level(
     texts = json.loads((stories / "greedy_texts.json").read_text())
     golden = np.load(stories / "golden.npz")
     tokenizer_path = stories / tokenizer if tokenizer else None
-    with LLM(
-        stories / name, tokenizer_path=tokenizer_path, isa=isa, n_threads=n_threads
-    ) as llm:
+    with LLM(stories / name, tokenizer_path=tokenizer_path, isa=isa, n_threads=n_threads) as llm:
         for prompt, want in texts.items():
             n_new = N_POSITIONS + 1 - len(llm.tokenize(prompt, add_bos=True))
             params = SamplingParams(temperature=0, max_new_tokens=n_new)

@@ -63,10 +63,13 @@ def test_preempted_sequences_give_the_same_tokens(alone: dict[str, list[list[int
     assert together == alone["seeded"]
 
 
-def test_greedy_text_is_equal_at_every_isa_level() -> None:
+def test_greedy_text_and_logits_are_equal_at_every_isa_level() -> None:
     params = SamplingParams(temperature=0, max_new_tokens=200, ignore_eos=True)
-    texts = {}
+    texts, logits = {}, {}
     for isa in (name for name, _, usable in core.isa_levels() if usable):
         with LLM(isa=isa, n_threads=2) as llm:
             texts[isa] = llm.generate("Once upon a time", params).text
+            logits[isa] = llm.logits(llm.tokenize(PROMPTS[-1])).tobytes()
     assert len(set(texts.values())) == 1, texts
+    # Quantised weights: whole-number sums, and every float added in one order at all levels.
+    assert len(set(logits.values())) == 1, "logits differ between ISA levels"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -17,7 +18,9 @@ FORMATS = [name for name, _, _ in core.formats()]
 FLOATS = ["F32", "F16", "BF16"]
 BLOCKS = ["Q8_0", "Q4_0", "Q8_F32"]
 LEVELS = [name for name, _, usable in core.isa_levels() if usable]
-THREADS = [1, 2, 5]
+# RLLAMA_TEST_SIZES=few: a size of each kind, for builds that are many times slower.
+FEW = os.environ.get("RLLAMA_TEST_SIZES") == "few"
+THREADS = [1, 3] if FEW else [1, 2, 5]
 
 SMALLEST = 2.0**-149  # the smallest f32
 SMALLEST_NORMAL = 2.0**-126

@@ -11,7 +11,7 @@ from kernels.process import run_script
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 SETUP = """
-import gc, logging, os, sys, threading
+import gc, logging, os, sys, threading, time
 import numpy as np
 from kernels.cases import matmul, random_weight, random_x
 from rllama.cpu import CpuBackend
@@ -87,18 +87,19 @@ def test_fork_while_an_op_runs_frees_the_context_in_the_child() -> None:
     run("""
         backend = CpuBackend("scalar", n_threads=2)
         want = result(backend)
-        big = random_weight("F32", 3000, 1024, seed=3).weight
-        rows = random_x(512, 1024, seed=4)
-        running = threading.Event()
-        def op():
-            running.set()
-            matmul(backend, rows, big)
-        thread = threading.Thread(target=op)
+        big, rows = random_weight("F32", 1000, 512, seed=3).weight, random_x(64, 512, seed=4)
+        running, enough = threading.Event(), threading.Event()
+        def ops():
+            while not enough.is_set():
+                running.set()
+                matmul(backend, rows, big)
+        thread = threading.Thread(target=ops)
         thread.start()
         running.wait()
-        import time; time.sleep(0.05)
-        assert thread.is_alive()
-        in_child(lambda: result(backend) == want)
+        for _ in range(5):
+            time.sleep(0.01)
+            in_child(lambda: result(backend) == want)
+        enough.set()
         thread.join()
         assert result(backend) == want
     """)

@@ -155,13 +155,13 @@ def test_validation_no_rows_is_no_work() -> None:
 def test_validation_two_threads_in_one_context_is_an_error() -> None:
     """One of them gets through, the other is told."""
     ctx = core.Context(isa=ISA)
-    w, x = weight(2000, 512), buf(64, 512)
+    w, x = weight(1000, 256), buf(64, 256)
     errors: list[Exception] = []
 
     def work() -> None:
         for _ in range(20):
             try:
-                ctx.matmul(x, (w,), (buf(64, 2000),))
+                ctx.matmul(x, (w,), (buf(64, 1000),))
             except BackendError as error:
                 errors.append(error)
 
@@ -172,4 +172,4 @@ def test_validation_two_threads_in_one_context_is_an_error() -> None:
         thread.join()
     assert errors
     assert "already in use by another thread" in str(errors[0])
-    ctx.matmul(x, (w,), (buf(64, 2000),))  # and it still works
+    ctx.matmul(x, (w,), (buf(64, 1000),))  # and it still works
