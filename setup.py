@@ -58,7 +58,7 @@ def target_machine() -> str:
 
 
 class BuildKernels(build_ext):
-    """Compile every ISA stub with its own flags; a level that the compiler lacks is named, not built."""
+    """Compile every ISA stub with its own flags; a level the compiler lacks is named, not built."""
 
     def build_extension(self, ext: Extension) -> None:
         if ext.name == "rllama._kernels.core":
