@@ -304,6 +304,8 @@ def test_tokenize_bos_as_asked(llm: LLM) -> None:
     assert llm.tokenize("the sea") == [1, *plain]
     assert llm.tokenize("the sea", add_bos=None) == [1, *plain]
     assert llm.detokenize(plain) == "the sea"
+    with pytest.raises(ConfigError, match="a text must be a str, not a int"):
+        llm.tokenize(5)  # type: ignore[arg-type]
 
 
 def test_no_tokenizer_serves_ids_and_names_what_is_missing(bare: LLM) -> None:

@@ -223,6 +223,8 @@ class LLM:
 
     def tokenize(self, text: str, add_bos: bool | None = True) -> list[int]:
         """The token ids of a text; add_bos None does as the model's own setting says."""
+        if not isinstance(text, str):
+            raise ConfigError(f"a text must be a str, not a {type(text).__name__}")
         return self._need_tokenizer().encode(
             text, add_bos=self._adds_bos() if add_bos is None else add_bos
         )

@@ -198,7 +198,15 @@ def _tokenizer_of(checkpoint: Checkpoint, cfg: ModelConfig) -> Tokenizer | None:
     source = checkpoint.tokenizer
     if source is None:
         return None
-    return tokenizers.load_tokenizer(replace(source, vocab_size=cfg.vocab_size))
+    n_pieces, n_rows = len(source.pieces), cfg.vocab_size
+    if n_pieces < n_rows * 3 // 4:  # padding an embedding adds far fewer rows
+        log.warning(
+            "%s: %d tokens for a model with %d; is it this model's tokenizer?",
+            source.path,
+            n_pieces,
+            n_rows,
+        )
+    return tokenizers.load_tokenizer(replace(source, vocab_size=n_rows))
 
 
 def _log_load(loaded: Loaded, seconds: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 from pathlib import Path
 
 import pytest
-from formats.writers import random_model, tiny_config, write_gguf
+from formats.writers import random_model, small_vocab, tiny_config, write_gguf
 
 import rllama
 from rllama import LLM, SamplingParams
@@ -206,6 +207,23 @@ def test_prompt_file_loses_one_final_newline(
         assert run(capsys, *argv) == (0, shown + "\n", "")
 
 
+@pytest.mark.parametrize("option", ["--prompt", "--prompt-file"])
+def test_prompt_dash_reads_standard_input(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_model: Path,
+    option: str,
+) -> None:
+    argv = ["--model-path", tiny_model, option, "-", "--max-new-tokens", "0", "--quiet"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the sea\n")))
+    assert run(capsys, *argv) == (0, "the sea\n", "")
+    monkeypatch.setattr("sys.stdin", None)
+    exit_code, _, err = run(capsys, *argv)
+    assert exit_code == 2
+    assert_one_line(err)
+    assert "standard input is closed" in err
+
+
 def test_prompt_file_that_cannot_be_used_exits_1(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -225,6 +243,20 @@ def test_prompt_file_that_cannot_be_used_exits_1(
 # ---- what comes out ----
 
 
+def test_tokenizer_much_smaller_than_the_model_is_pointed_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cfg = tiny_config(vocab_size=512)
+    for n_pieces, is_warned in ((500, False), (288, True)):
+        vocab = small_vocab(n_pieces)
+        path = write_gguf(tmp_path / "m.gguf", cfg, random_model(cfg, seed=1), "F32", vocab)
+        exit_code, _, err = run(capsys, "--model-path", path, "--max-new-tokens", "1")
+        assert exit_code == 0
+        assert (
+            "288 tokens for a model with 512; is it this model's tokenizer?" in err
+        ) is is_warned
+
+
 def test_output_is_prompt_then_continuation(
     capsys: pytest.CaptureFixture[str], tiny_model: Path
 ) -> None:
@@ -235,7 +267,7 @@ def test_output_is_prompt_then_continuation(
     exit_code, out, err = run(capsys, "--model-path", tiny_model, *options)
     assert (exit_code, out) == (0, f"the sea{text}\n")
     banner, stats = err.splitlines()
-    assert re.fullmatch(r"rllama: .*F32 .* MB, context 4096, \d+ threads, \w+", banner)
+    assert re.fullmatch(r"rllama: .*F32 .* MB, context 4096, \d+ threads?, \w+", banner)
     assert re.fullmatch(
         r"rllama: prompt \d+ tok at [\d.]+ tok/s, output 9 tok at [\d.]+ tok/s"
         r"( = \d+% of memory bandwidth)?, first token \d+ ms, peak memory \d+ MB",

@@ -19,6 +19,8 @@ def read_prompt(options: argparse.Namespace) -> str:
     Notes:   of a file and of standard input, one final newline is left out
     Raises:  UsageError, FormatError
     """
+    if "-" in (options.prompt, options.prompt_file):
+        return _standard_input()
     if options.prompt_file is not None:
         check_path(options.prompt_file)
         try:
@@ -26,19 +28,21 @@ def read_prompt(options: argparse.Namespace) -> str:
                 return _text_of(file, options.prompt_file)
         except OSError as error:
             raise FormatError(f"{options.prompt_file}: {os.strerror(error.errno or 0)}") from error
-    if options.prompt == "-":
-        if sys.stdin is None:
-            raise UsageError("--prompt -: standard input is closed")
-        try:
-            return _text_of(sys.stdin.buffer, "standard input")
-        except OSError as error:
-            raise FormatError(f"standard input: {error.strerror or error}") from error
     prompt: str = options.prompt or ""
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError(f"the prompt is not UTF-8 at character {error.start}") from None
     return prompt
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise UsageError("no prompt: standard input is closed")
+    try:
+        return _text_of(sys.stdin.buffer, "standard input")
+    except OSError as error:
+        raise FormatError(f"standard input: {error.strerror or error}") from error
 
 
 def _text_of(stream: BinaryIO, where: str) -> str:

@@ -31,7 +31,9 @@ def add_flags(parser: Parser, *, positional: bool) -> None:
     group = parser.add_argument_group("prompt and output")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--prompt", metavar="TEXT", help="the text to continue; - reads stdin")
-    source.add_argument("--prompt-file", metavar="PATH", help="a file with the text to continue")
+    source.add_argument(
+        "--prompt-file", metavar="PATH", help="a file with the text to continue; - reads stdin"
+    )
     group.add_argument("--no-echo", action="store_true", help="leave the prompt out of the output")
     group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     add_model_flags(parser, positional=positional)

@@ -35,10 +35,11 @@ def banner(llm: LLM) -> str:
     loaded = llm.loaded
     n_params = sum(math.prod(view.shape) for view in loaded.checkpoint.tensors.values())
     types = sorted({v.dtype.name for v in loaded.checkpoint.tensors.values() if len(v.shape) > 1})
+    threads = f"{llm.n_threads} thread{'s' if llm.n_threads > 1 else ''}"
     return (
         f"{llm.config.name or loaded.checkpoint.path}: {_short(n_params)} parameters, "
         f"{'+'.join(types)} {loaded.plan.weights_bytes / 1e6:.1f} MB, "
-        f"context {llm.max_seq_len}, {llm.n_threads} threads, {llm.isa}"
+        f"context {llm.max_seq_len}, {threads}, {llm.isa}"
     )
 
 
