@@ -13,7 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "src" / "rllama" / "_kernels"
-WANTED = {"DRIVERS", "AVX512", "X86", "ARM64", "LEVELS", "UNIX_FLAGS"}
+WANTED = {"DRIVERS", "AVX512", "X86", "ARM64", "LEVELS", "UNIX_FLAGS", "SANITIZE"}
 
 
 def setup_constants() -> dict[str, Any]:
@@ -62,4 +62,15 @@ def build(target: Target, main: Path, folder: Path) -> Path:
         objects = list(pool.map(compile_one, jobs))
     program = folder / main.stem
     run([target.compiler, *target.flags, *target.link, "-o", program, *objects, "-lm"])
+    return program
+
+
+def link_check(objects: Path, main: Path, folder: Path) -> Path:
+    """The program of `main` with the objects of a sanitized build of the extension."""
+    setup = setup_constants()
+    names = [Path(name).stem for name in setup["DRIVERS"]]
+    found = [p for p in objects.rglob("*.o") if p.stem in names or p.stem.startswith("isa_")]
+    program = folder / main.stem
+    flags = ["-std=c11", f"-I{KERNELS}", "-fopenmp", *setup["SANITIZE"]]
+    run(["gcc", *flags, main, *found, "-o", program, "-lm"])
     return program

@@ -1,0 +1,54 @@
+"""The sanitized build, made once for all tests that run on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from native.builder import ROOT
+
+SCRIPT = ROOT / ".ci" / "asan"
+
+
+def runtime_is_here() -> bool:
+    """gcc names the libraries that it lacks without a folder."""
+    for name in ("libasan.so", "libubsan.so"):
+        command = ["gcc", f"-print-file-name={name}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not Path(done.stdout.strip()).is_absolute():
+            return False
+    return True
+
+
+def run_script(*args: str) -> str:
+    """Run the script of the sanitized build with this interpreter."""
+    __tracebackhide__ = True
+    done = subprocess.run(
+        [str(SCRIPT), *args],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    end = done.stdout[-3000:] + done.stderr[-5000:]
+    assert done.returncode == 0, f"exit {done.returncode}: {end}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def sanitized_build() -> Path:
+    """The folder of its objects. Skips where it cannot be made."""
+    if sys.platform != "linux" or not SCRIPT.exists():
+        pytest.skip("needs Linux and the whole source tree")
+    if "libasan" in os.environ.get("LD_PRELOAD", ""):
+        pytest.skip("already sanitized")
+    if shutil.which("gcc") is None or not runtime_is_here():
+        pytest.skip("gcc with libasan and libubsan is not installed")
+    for module in ("Cython", "pybind11", "setuptools"):
+        pytest.importorskip(module, reason="needs the build requirements")
+    run_script("--build")
+    return ROOT / "build" / "asan" / "temp"
