@@ -15,7 +15,7 @@ from rllama.backend import KVSpec, ScratchSpec
 from rllama.dtypes import DTYPES, F16, F32
 from rllama.errors import ConfigError, UnsupportedError
 from rllama.tensor import TensorView
-from rllama.threads import check_threads, usable_threads
+from rllama.threads import check_threads, openmp_runtimes, usable_threads
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,8 @@ class CpuBackend(core.Context):
         self = super().__new__(cls, isa=chosen, n_threads=n)
         if self.n_threads < n:
             log.warning("the system starts only %d of %d threads", self.n_threads, n)
+        if len(runtimes := openmp_runtimes()) > 1:
+            log.info("more than one OpenMP library in this process: %s", ", ".join(runtimes))
         _forks.watch(self)
         return self
 

@@ -16,10 +16,9 @@ from rllama.dtypes import DTYPES
 from rllama.errors import ConfigError, UnsupportedError
 from rllama.threads import MAX_THREADS, usable_threads
 
-KNOWN = {
-    "x86_64": ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"],
-    "aarch64": ["scalar", "neon", "neon_dot", "neon_i8mm"],
-}
+X86 = ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16"]
+ARM64 = ["scalar", "neon", "neon_dot", "neon_i8mm"]
+KNOWN = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +28,7 @@ def _no_override(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_dispatch_lists_the_levels_of_this_architecture() -> None:
     names = [name for name, _, _ in core.isa_levels()]
-    assert names == KNOWN.get(platform.machine(), ["scalar"])
+    assert names == KNOWN.get(platform.machine().lower(), ["scalar"])
     assert all(compiled or not usable for _, compiled, usable in core.isa_levels())
 
 

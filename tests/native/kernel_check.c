@@ -207,8 +207,8 @@ static void check_rope(rl_ctx *ctx, int64_t half, rl_rope_style style) {
 typedef struct {
     int64_t dim, n_kv_heads, group;
     int32_t format;
-    float *q, *k, *v;          /* of all positions */
-    double *k_kept, *v_kept;   /* as the cache gives them back */
+    float *q, *k, *v;        /* of all positions */
+    double *k_kept, *v_kept; /* as the cache gives them back */
     rl_kv *kv;
 } sequence;
 
@@ -247,11 +247,18 @@ static float *run_attend(rl_ctx *ctx, const sequence *s, int64_t first, int64_t 
     for (int i = 0; i < N_PAGES; i++) pages[i] = N_PAGES - 1 - i;
     for (int64_t t = first; t < last; t++) positions[t - first] = (int32_t)t;
     float *out = must_alloc((size_t)((last - first) * q_dim) * sizeof(float));
-    rl_attend_op op = {.q = s->q + first * q_dim, .k = s->k + first * kv_dim,
-                       .v = s->v + first * kv_dim, .out = out, .positions = positions,
-                       .seq_start = start, .page_table = pages, .n_tokens = last - first,
-                       .n_seqs = 1, .n_heads = s->n_kv_heads * s->group,
-                       .pages_per_seq = N_PAGES, .layer = 1,
+    rl_attend_op op = {.q = s->q + first * q_dim,
+                       .k = s->k + first * kv_dim,
+                       .v = s->v + first * kv_dim,
+                       .out = out,
+                       .positions = positions,
+                       .seq_start = start,
+                       .page_table = pages,
+                       .n_tokens = last - first,
+                       .n_seqs = 1,
+                       .n_heads = s->n_kv_heads * s->group,
+                       .pages_per_seq = N_PAGES,
+                       .layer = 1,
                        .scale = 1.0 / sqrt((double)s->dim)};
     check(rl_attend(ctx, s->kv, &op) == RL_OK, "attend status", first, last, s->dim);
     return out;

@@ -76,8 +76,12 @@ static void decode_block(int format, const uint8_t *p, double *out) {
     memcpy(&half, p, 2);
     memcpy(&single, p, format == F32 || format == Q8_F32 ? 4 : 0);
     switch (format) {
-    case F32: out[0] = single; break;
-    case F16: out[0] = half_value(half); break;
+    case F32:
+        out[0] = single;
+        break;
+    case F16:
+        out[0] = half_value(half);
+        break;
     case BF16: {
         uint32_t bits = (uint32_t)half << 16;
         memcpy(&single, &bits, 4);
