@@ -12,7 +12,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "rllama"
 
 FLOORS = {
     "_kernels": 0, "_identity": 0,
-    "errors": 1, "config": 1, "dtypes": 1, "tensor": 1, "batch": 1, "quant": 1,
+    "errors": 1, "config": 1, "dtypes": 1, "tensor": 1, "batch": 1, "quant": 1, "cgroups": 1,
     "backend": 2, "cpu": 2, "opencl": 2, "dist": 2, "memory": 2, "yardstick": 2, "threads": 2,
     "formats": 3, "tokenizers": 3,
     "models": 4,

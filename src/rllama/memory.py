@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rllama.cgroups import own_groups, read_text
 from rllama.config import EngineConfig, ModelConfig
 from rllama.errors import ConfigError, MemoryPlanError
 
@@ -142,12 +143,12 @@ def available_memory(
 
 def anonymous_bytes(proc: Path = Path("/proc")) -> int | None:
     """Memory of this process that is no file's; None where the system does not tell."""
-    fields = _read(proc / "self" / "statm").split()
+    fields = read_text(proc / "self" / "statm").split()
     return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") if fields else None
 
 
 def _machine_memory(proc: Path) -> Available:
-    for line in _read(proc / "meminfo").splitlines():
+    for line in read_text(proc / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return Available(int(line.split()[1]) * 1024, "free memory of this machine")
     try:
@@ -157,29 +158,20 @@ def _machine_memory(proc: Path) -> Available:
     return Available(total, "memory of this machine")
 
 
+# Limit, use, and the part of it that is cache and can be dropped, by version.
+_CGROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+    2: ("memory.max", "memory.current", "file"),
+}
+
+
 def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[Available]:
-    """Version 2 has one tree with memory.max; version 1 a tree of its own under memory/."""
-    for line in _read(proc / "self" / "cgroup").splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            names = ("memory.max", "memory.current", "file")
-            yield from _walk_up(cgroups, path, names)
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache")
-            yield from _walk_up(cgroups / "memory", path, names)
-
-
-def _walk_up(root: Path, path: str, names: tuple[str, str, str]) -> Iterator[Available]:
-    # Inside a container the path may not exist below the mount: the mount is our own group then.
-    limit, usage, cache = names
-    group = root / path.lstrip("/")
-    for folder in (group, *group.parents):
-        most = _number(_read(folder / limit))
+    for version, folder in own_groups("memory", proc, cgroups):
+        limit, usage, cache = _CGROUP_FILES[version]
+        most = _number(read_text(folder / limit))
         if most is not None and most < _UNLIMITED:
-            used = (_number(_read(folder / usage)) or 0) - _stat(folder / "memory.stat", cache)
+            used = (_number(read_text(folder / usage)) or 0) - _stat(folder / "memory.stat", cache)
             yield Available(max(0, most - max(0, used)), f"memory limit of the cgroup {folder}")
-        if folder == root:
-            return
 
 
 def _address_space(proc: Path) -> Iterator[Available]:
@@ -189,16 +181,9 @@ def _address_space(proc: Path) -> Iterator[Available]:
         return
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:
-        fields = _read(proc / "self" / "statm").split()
+        fields = read_text(proc / "self" / "statm").split()
         used = int(fields[0]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
         yield Available(max(0, most - used), "address space limit of this process (ulimit -v)")
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 def _number(text: str) -> int | None:
@@ -206,7 +191,7 @@ def _number(text: str) -> int | None:
 
 
 def _stat(path: Path, key: str) -> int:
-    for line in _read(path).splitlines():
+    for line in read_text(path).splitlines():
         name, _, value = line.partition(" ")
         if name == key:
             return _number(value) or 0

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from rllama.cgroups import own_groups, read_text
 from rllama.errors import ConfigError
 
 MAX_THREADS = 1024
@@ -63,7 +64,7 @@ def openmp_runtimes(maps: Path = Path("/proc/self/maps")) -> list[str]:
     Notes:   two of them do no harm here, but each has threads of its own, and they compete
     """
     path = re.compile(r"/.*/(?:libgomp|libomp|libiomp5)[-.][^/\n]*$", re.MULTILINE)
-    return sorted(set(path.findall(_read(maps) or "")))
+    return sorted(set(path.findall(read_text(maps))))
 
 
 def _allowed_cpus() -> set[int]:
@@ -77,46 +78,26 @@ def _physical_cores(cpus: set[int], root: Path) -> int:
     cores = set()
     for cpu in cpus:
         topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        siblings = _read(topology / "thread_siblings_list")
+        siblings = read_text(topology / "thread_siblings_list")
         cores.add(siblings if siblings else f"cpu{cpu}")
     return max(1, len(cores))
 
 
 def _cpu_quota(root: Path) -> float | None:
     """The tightest CPU quota of this process's control groups, v2 or v1."""
-    quotas = [q for folder in _cgroup_folders(root) if (q := _folder_quota(folder)) is not None]
+    groups = own_groups("cpu", root / "proc", root / "sys/fs/cgroup")
+    quotas = [q for _, folder in groups if (q := _folder_quota(folder)) is not None]
     return min(quotas) if quotas else None
 
 
-def _cgroup_folders(root: Path) -> list[Path]:
-    """Every group from this process's own up to the root of each hierarchy."""
-    folders: list[Path] = []
-    for line in (_read(root / "proc/self/cgroup") or "").splitlines():
-        parts = line.split(":", 2)
-        if len(parts) != 3:
-            continue
-        _, controllers, path = parts
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        group = base / path.lstrip("/")
-        while True:
-            folders.append(group)
-            if group == base or base not in group.parents:
-                break
-            group = group.parent
-        folders.append(base)
-    return folders
-
-
 def _folder_quota(folder: Path) -> float | None:
-    both = _read(folder / "cpu.max")
+    both = read_text(folder / "cpu.max")
     if both:
         fields = both.split()
         if len(fields) == 2 and fields[0] != "max":
             return _ratio(fields[0], fields[1])
         return None
-    quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+    quota, period = read_text(folder / "cpu.cfs_quota_us"), read_text(folder / "cpu.cfs_period_us")
     return _ratio(quota, period) if quota and period else None
 
 
@@ -137,10 +118,3 @@ def _omp_limit(value: str | None) -> tuple[int | None, str | None]:
     if not digits or not 1 <= int(first) <= 10**6:
         return None, f"OMP_NUM_THREADS={value!r} is not a number of threads; ignored"
     return int(first), None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return None

@@ -6,83 +6,11 @@ No algorithm lives here. Activations are `Buf`, weights are `Weight`, the arrays
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 
+from rllama._kernels.rl cimport *
+
 import numpy as np
 
 from rllama.errors import BackendError, ConfigError, ShapeError
-
-cdef extern from "rl.h" nogil:
-    enum: RL_PAGE_LEN
-    enum: RL_MAX_OUTPUTS
-    ctypedef enum rl_status:
-        RL_OK
-        RL_NO_MEMORY
-        RL_BAD_ARGUMENT
-    ctypedef struct rl_ctx:
-        pass
-    rl_ctx *rl_ctx_new(const char *isa, int n_threads) noexcept
-    void rl_ctx_free(rl_ctx *ctx) noexcept
-    const char *rl_ctx_isa(const rl_ctx *ctx) noexcept
-    int rl_ctx_threads(const rl_ctx *ctx) noexcept
-    void rl_ctx_set_serial(rl_ctx *ctx) noexcept
-    int rl_ctx_serial(const rl_ctx *ctx) noexcept
-    int rl_isa_count() noexcept
-    const char *rl_isa_name(int i) noexcept
-    int rl_isa_compiled(int i) noexcept
-    int rl_isa_usable(int i) noexcept
-    const char *rl_parallel_kind() noexcept
-    int rl_format_count() noexcept
-    const char *rl_format_name(int format) noexcept
-    int rl_format_block_len(int format) noexcept
-    int rl_format_block_bytes(int format) noexcept
-    ctypedef struct rl_weight:
-        const uint8_t *data
-        int64_t n_rows, n_cols, row_bytes
-        int32_t format
-    ctypedef struct rl_matmul_op:
-        const float *x
-        int64_t n_tokens
-        const rl_weight *w[4]
-        float *out[4]
-        int n_outputs
-        int add
-    rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) noexcept
-    rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
-                       float *out) noexcept
-    rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
-                          int64_t n_tokens, int64_t dim, float *out) noexcept
-    rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) noexcept
-    ctypedef struct rl_rope_table:
-        int64_t max_seq_len, half_dim
-    rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim,
-                                     int64_t max_seq_len) noexcept
-    void rl_rope_table_free(rl_rope_table *table) noexcept
-    void rl_rope_table_fill(rl_rope_table *table, int64_t position) noexcept
-    ctypedef enum rl_rope_style:
-        RL_ROPE_INTERLEAVED
-        RL_ROPE_HALF
-    rl_status rl_rope(rl_ctx *ctx, float *x, int64_t n_tokens, int64_t n_heads, int64_t head_dim,
-                      const int32_t *positions, const rl_rope_table *table,
-                      rl_rope_style style) noexcept
-    enum: RL_KV_F32
-    enum: RL_KV_F16
-    ctypedef struct rl_kv:
-        int64_t n_layers, n_pages, n_kv_heads, head_dim
-    rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
-                     int32_t format) noexcept
-    void rl_kv_free(rl_kv *kv) noexcept
-    int64_t rl_kv_page_bytes(const rl_kv *kv) noexcept
-    ctypedef struct rl_attend_op:
-        const float *q
-        const float *k
-        const float *v
-        float *out
-        const int32_t *positions
-        const int32_t *seq_start
-        const int32_t *page_table
-        int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer
-        double scale
-    rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op) noexcept
-    uint64_t rl_read_all(rl_ctx *ctx, const uint8_t *data, int64_t n_bytes) noexcept
 
 PAGE_LEN = RL_PAGE_LEN
 
