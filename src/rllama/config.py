@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args
 from rllama.errors import ConfigError
 
 RopeStyle = Literal["interleaved", "half"]
+RopeScalingKind = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_clamped"]
 KVDType = Literal["auto", "f32", "f16"]
 
 
@@ -37,12 +39,43 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotations are stretched beyond the context that a model was first trained for.
+
+    Units:   original_max_seq_len in tokens, factors without unit
+    Notes:   each kind uses the fields of its paper or of its config.json; attn_factor multiplies
+             cosines and sines, None lets the kind compute it; "dynamic" and "longrope" are settled
+             for the context that the engine is opened with, so that a token's rotation never
+             depends on what else is in the step
+    """
+
+    kind: RopeScalingKind
+    factor: float = 1.0
+    original_max_seq_len: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attn_factor: float | None = None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """The numbers of a Llama-family model, in our names (docs/architecture.md has the others').
 
     Units:   widths and counts; max_seq_len in tokens
     Notes:   rope_style "interleaved" pairs (0,1)(2,3)…, "half" pairs (0,d/2)(1,d/2+1)…;
-             it follows from the file family, weights are never permuted
+             it follows from the file family, weights are never permuted; n_rotated 0 is the whole
+             head; local_rope_theta is the unscaled base of the layers with a window;
+             windows has one entry per layer (0: every position) or is empty; attn_scale None is
+             1/sqrt(d); caps are 0 where there is none; logits are multiplied by logit_scale, norm
+             weights raised by norm_offset; activation is that of the feed-forward's gate;
+             normalise_experts: the weights of the chosen experts add up to 1
     Raises:  ConfigError where the numbers contradict each other
     """
 
@@ -58,6 +91,23 @@ class ModelConfig:
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_style: RopeStyle = "half"
+    rope_scaling: RopeScaling | None = None
+    n_rotated: int = 0
+    local_rope_theta: float | None = None
+    unrotated_layers: tuple[int, ...] = ()
+    windows: tuple[int, ...] = ()
+    attn_scale: float | None = None
+    attn_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    norm_offset: float = 0.0
+    activation: Activation = "silu"
+    n_experts: int = 0
+    n_experts_used: int = 0
+    expert_ffn_dim: int = 0
+    normalise_experts: bool = True
     tied_head: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

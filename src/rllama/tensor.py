@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rllama.dtypes import BF16, DType
 from rllama.errors import ShapeError, UnsupportedError
@@ -16,7 +17,8 @@ class TensorView:
 
     Shapes:  shape is logical, rows first: [N, K] for a matrix, [K] for a vector
     Notes:   `data` holds exactly dtype.n_bytes(shape) bytes, at any alignment, and keeps the
-             mapping alive; `origin` ("file.gguf:blk.3.attn_q.weight@0x1a2b") goes into errors
+             mapping alive; `origin` ("file.gguf:blk.3.attn_q.weight@0x1a2b") goes into errors;
+             `column_order` [K]: stored column j is to be multiplied by input column_order[j]
     Raises:  ShapeError if the bytes do not match type and shape
     """
 
@@ -24,6 +26,7 @@ class TensorView:
     dtype: DType
     shape: tuple[int, ...]
     origin: str
+    column_order: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         want = self.dtype.n_bytes(self.shape)
@@ -37,7 +40,20 @@ class TensorView:
     def n_bytes(self) -> int:
         return self.data.nbytes
 
-    def to_f32(self) -> np.ndarray:
+    def rows(self, first: int, last: int) -> TensorView:
+        """Rows first..last of a matrix (or values of a vector of floats), sharing the bytes."""
+        n_rows, *rest = self.shape
+        assert 0 <= first <= last <= n_rows
+        width = self.n_bytes // n_rows
+        return replace(self, data=self.data[first * width : last * width],
+                       shape=(last - first, *rest))  # fmt: skip
+
+    def part(self, index: int) -> TensorView:
+        """One matrix of a stack: [E, N, K] gives [N, K], sharing the bytes."""
+        one = self.rows(index, index + 1)
+        return replace(one, shape=self.shape[1:], origin=f"{self.origin}[{index}]")
+
+    def to_f32(self) -> NDArray[np.float32]:
         """The values as a new f32 array of `shape`; float types only. Raises UnsupportedError."""
         if self.dtype is BF16:
             bits = np.frombuffer(self.data, dtype="<u2").astype(np.uint32) << 16
