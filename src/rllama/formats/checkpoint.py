@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rllama.config import ModelConfig, TokenizerSource
+from rllama.formats.chat_templates import ChatSource
 from rllama.formats.files import printable
 from rllama.formats.names import Table, in_file
 from rllama.tensor import TensorView
@@ -46,6 +47,7 @@ class Checkpoint:
     on_close: Callable[[], None] | None = None
     extras: tuple[Extra, ...] = ()
     names: Table = field(default_factory=dict)
+    chat: ChatSource = field(default_factory=ChatSource)
 
     @property
     def where(self) -> str:

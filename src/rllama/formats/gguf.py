@@ -8,6 +8,7 @@ from rllama.config import ModelConfig
 from rllama.dtypes import GGUF_TYPE_NAMES, dtype_by_gguf_id
 from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import names
+from rllama.formats.chat_templates import gguf_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.files import printable, read_head
 from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor, parse
@@ -52,8 +53,9 @@ def open(
         config = None if is_listing else _config(header, views, find_arch)
         vocabulary, metadata = gguf_vocabulary(header), _metadata(header)
     return Checkpoint(
-        path, NAME, config, views, vocabulary, metadata, file.close, extras, names.GGUF
-    )
+        path, NAME, config, views, vocabulary, metadata, file.close, extras, names.GGUF,
+        gguf_chat(header),
+    )  # fmt: skip
 
 
 def _require_model(header: GgufHeader) -> None:

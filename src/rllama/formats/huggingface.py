@@ -13,6 +13,7 @@ import numpy as np
 
 from rllama.errors import ConfigError, FormatError, UnsafeFileError
 from rllama.formats import names
+from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
 from rllama.formats.files import is_dir, is_file, list_dir, printable
@@ -198,8 +199,9 @@ def _assemble(
     metadata |= {key: value for _, _, extra in shards for key, value in extra.items()}
     tokenizer = find_tokenizer(folder, vocab_size=numbers.vocab_size)
     return Checkpoint(
-        path, NAME, numbers, found, tokenizer, metadata, extras=extras, names=names.HF
-    )
+        path, NAME, numbers, found, tokenizer, metadata, extras=extras, names=names.HF,
+        chat=folder_chat(folder),
+    )  # fmt: skip
 
 
 def _views(shards: list[Shard]) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
