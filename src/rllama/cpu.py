@@ -6,6 +6,7 @@ import logging
 import os
 import weakref
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +103,7 @@ class CpuBackend(core.Context):
     def __init__(self, isa: str | None = None, n_threads: int | None = None) -> None:
         self._head_rows: core.Buf | None = None
         self._logits: core.Buf | None = None
+        self._orders = _Orders()
 
     def place(self, view: TensorView, *, f16: bool = False) -> core.Weight:
         """A weight over the view's own bytes; F32 and BF16 are converted if f16 is asked for."""
@@ -115,7 +117,8 @@ class CpuBackend(core.Context):
         if number is None:
             raise UnsupportedError(f"{view.origin}: no {dtype.name} kernel")
         raw = np.frombuffer(data, dtype=np.uint8)
-        return core.Weight(raw, number, shape[0], shape[1], view.origin)
+        order = self._orders.one_of(view.column_order)
+        return core.Weight(raw, number, shape[0], shape[1], view.origin, order)
 
     def place_norm(self, view: TensorView) -> core.Weight:
         """A norm vector as one aligned F32 row, converted where the file has another type."""
@@ -155,6 +158,22 @@ class CpuBackend(core.Context):
 
     def close(self) -> None:
         self._head_rows = self._logits = None
+
+
+class _Orders:
+    """Column orders, each kept once: weights with the same one share quantised activations."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakValueDictionary[bytes, NDArray[np.int32]] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def one_of(self, order: NDArray[np.int32] | None) -> NDArray[np.int32] | None:
+        """The array that stands for all equal ones; None for no order and for the natural one."""
+        if order is None or np.array_equal(order, np.arange(order.size)):
+            return None
+        own = np.ascontiguousarray(order, dtype=np.int32)
+        return self._known.setdefault(sha256(own.tobytes()).digest(), own)
 
 
 def _as_f16(view: TensorView) -> memoryview:

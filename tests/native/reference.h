@@ -119,7 +119,7 @@ static test_weight make_weight(int format, int64_t n_rows, int64_t n_cols) {
     int64_t per_row = n_cols / block_lens[format], row_bytes = per_row * block_bytes[format];
     t.block = must_alloc((size_t)(n_rows * row_bytes + 1));
     t.values = must_alloc((size_t)(n_rows * n_cols) * sizeof(double));
-    t.w = (rl_weight){t.block + 1, n_rows, n_cols, row_bytes, format};
+    t.w = (rl_weight){t.block + 1, n_rows, n_cols, row_bytes, format, NULL};
     for (int64_t b = 0; b < n_rows * per_row; b++) {
         uint8_t *p = t.block + 1 + b * block_bytes[format];
         random_block(format, p);

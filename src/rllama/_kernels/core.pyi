@@ -32,7 +32,13 @@ class _BatchArrays(Protocol):
 
 class Weight:
     def __init__(
-        self, data: _Bytes, format: int, n_rows: int, n_cols: int, origin: str = ""
+        self,
+        data: _Bytes,
+        format: int,
+        n_rows: int,
+        n_cols: int,
+        origin: str = "",
+        column_order: NDArray[np.int32] | None = None,
     ) -> None: ...
     @property
     def origin(self) -> str: ...

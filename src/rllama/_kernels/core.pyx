@@ -37,14 +37,19 @@ def formats():
 
 
 cdef class Weight:
-    """A weight [n_rows, n_cols] as it lies in memory; keeps its bytes alive."""
+    """A weight [n_rows, n_cols] as it lies in memory; keeps its bytes alive.
+
+    column_order [n_cols] is a permutation: column j meets x[column_order[j]]. Weights whose orders
+    are one array share their quantised activations.
+    """
 
     cdef rl_weight c
     cdef const uint8_t[::1] owner
+    cdef const int32_t[::1] order
     cdef readonly str origin
 
     def __init__(self, const uint8_t[::1] data, int format, int64_t n_rows, int64_t n_cols,
-                 str origin=""):
+                 str origin="", const int32_t[::1] column_order=None):
         if not 0 <= format < rl_format_count():
             raise ShapeError(f"{origin}: no such format number: {format}")
         cdef int64_t block_len = rl_format_block_len(format)
@@ -62,6 +67,22 @@ cdef class Weight:
         self.c.n_cols = n_cols
         self.c.row_bytes = row_bytes
         self.c.format = format
+        if column_order is not None:
+            self._check_order(column_order)
+            self.order = column_order
+            self.c.column_order = &column_order[0]
+
+    cdef int _check_order(self, const int32_t[::1] order) except -1:
+        cdef int64_t j, n = self.c.n_cols
+        cdef uint8_t[::1] seen = np.zeros(n, dtype=np.uint8)
+        if order.shape[0] != n:
+            raise ShapeError(f"{self.origin}: column order of {order.shape[0]} for {n} columns")
+        for j in range(n):
+            if not 0 <= order[j] < n or seen[order[j]]:
+                raise ShapeError(f"{self.origin}: column order is no permutation: column {j} has "
+                                 f"input {order[j]}")
+            seen[order[j]] = 1
+        return 0
 
     @property
     def shape(self):
@@ -282,6 +303,8 @@ cdef class Context:
 
     def embed(self, Step step, Weight table, Buf out):
         """out[T, D] = rows of the table. Raises ShapeError for an id beyond it."""
+        if table.c.column_order != NULL:
+            raise ShapeError(f"embed: {table.origin} has an order of columns")
         if step.max_id >= table.c.n_rows:
             raise ShapeError(f"embed: token id {step.max_id} of {table.c.n_rows} rows")
         if out.n_rows != step.n_tokens or out.n_cols != table.c.n_cols:

@@ -76,37 +76,52 @@ typedef struct {
     rl_quant_act_fn quant;
     uint8_t *acts;
     int64_t tile;
+    float *gathered; /* [T, K]: x in the order of the columns, where the weight has one */
 } quant_work;
 
 static void quantise_tile(void *arg, int64_t item, int thread) {
     const quant_work *work = arg;
-    int64_t first = item * work->tile;
+    const int32_t *order = work->p->w->column_order;
+    int64_t first = item * work->tile, n_cols = work->p->w->n_cols;
     int n = (int)rl_min64(work->tile, work->op->n_tokens - first);
+    const float *x = work->op->x + first * n_cols;
     (void)thread;
-    work->quant(work->op->x + first * work->p->w->n_cols, work->p->w->n_cols, n,
-                work->p->row->offset, work->acts + first * work->p->act_bytes);
+    if (order != NULL) {
+        float *gathered = work->gathered + first * n_cols;
+        for (int t = 0; t < n; t++)
+            for (int64_t k = 0; k < n_cols; k++)
+                gathered[t * n_cols + k] = x[t * n_cols + order[k]];
+        x = gathered;
+    }
+    work->quant(x, n_cols, n, work->p->row->offset, work->acts + first * work->p->act_bytes);
 }
 
 /* Give every part its activations; parts of the same kind share them. */
 static rl_status prepare_activations(matmul_work *work) {
     const rl_matmul_op *op = work->op;
-    int64_t total = 0;
-    for (int i = 0; i < op->n_outputs; i++)
+    int64_t total = 0, gathered_bytes = 0;
+    for (int i = 0; i < op->n_outputs; i++) {
+        const rl_weight *w = op->w[i];
         total += rl_round_up(work->parts[i].act_bytes * op->n_tokens, 64);
-    uint8_t *next = rl_arena_get(&work->ctx->shared, (size_t)total);
+        if (w->column_order != NULL)
+            gathered_bytes = rl_round_up(op->n_tokens * w->n_cols * (int64_t)sizeof(float), 64);
+    }
+    uint8_t *next = rl_arena_get(&work->ctx->shared, (size_t)(gathered_bytes + total));
     if (next == NULL) return RL_NO_MEMORY;
+    float *gathered = (float *)next; /* of one part at a time: they are quantised in turn */
+    next += gathered_bytes;
     for (int i = 0; i < op->n_outputs; i++) {
         part *p = &work->parts[i];
         for (int j = 0; j < i && p->acts == NULL; j++) {
             const part *q = &work->parts[j];
             if (q->row->act == p->row->act && q->row->offset == p->row->offset &&
-                q->row->max_tile == p->row->max_tile)
+                q->row->max_tile == p->row->max_tile && q->w->column_order == p->w->column_order)
                 p->acts = q->acts;
         }
         if (p->acts != NULL) continue;
         p->acts = next;
-        quant_work quant = {op, p, work->ctx->table.quant_act[p->row->act], next,
-                            tile_tokens(work, p)};
+        quant_work quant = {
+            op, p, work->ctx->table.quant_act[p->row->act], next, tile_tokens(work, p), gathered};
         rl_parallel_for(work->ctx, rl_div_up(op->n_tokens, quant.tile), quantise_tile, &quant);
         next += rl_round_up(p->act_bytes * op->n_tokens, 64);
     }

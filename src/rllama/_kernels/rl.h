@@ -49,6 +49,7 @@ typedef struct {
     const uint8_t *data; /* [n_rows, row_bytes], as it lies in the file, any alignment */
     int64_t n_rows, n_cols, row_bytes;
     int32_t format;
+    const int32_t *column_order; /* [n_cols]: column j meets x[column_order[j]]; NULL: x[j] */
 } rl_weight;
 
 #define RL_MAX_OUTPUTS 4

@@ -30,6 +30,7 @@ cdef extern from "rl.h" nogil:
         const uint8_t *data
         int64_t n_rows, n_cols, row_bytes
         int32_t format
+        const int32_t *column_order
     ctypedef struct rl_matmul_op:
         const float *x
         int64_t n_tokens
