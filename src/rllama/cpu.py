@@ -120,15 +120,19 @@ class CpuBackend(core.Context):
         order = self._orders.one_of(view.column_order)
         return core.Weight(raw, number, shape[0], shape[1], view.origin, order)
 
-    def place_norm(self, view: TensorView) -> core.Weight:
-        """A norm vector as one aligned F32 row, converted where the file has another type."""
+    def place_norm(self, view: TensorView, offset: float = 0.0) -> core.Weight:
+        """A vector as one aligned F32 row, converted where the file has another type."""
         values = np.ascontiguousarray(view.to_f32())
+        if offset:
+            values += np.float32(offset)
         return core.Weight(
             values.view(np.uint8).reshape(-1), _FORMAT_NUMBER[F32.name], 1, values.size, view.origin
         )
 
-    def rope_table(self, max_seq_len: int, inv_freq: NDArray[np.float64]) -> core.RopeTable:
-        return core.RopeTable(np.ascontiguousarray(inv_freq, dtype=np.float64), max_seq_len)
+    def rope_table(
+        self, max_seq_len: int, inv_freq: NDArray[np.float64], factor: float = 1.0
+    ) -> core.RopeTable:
+        return core.RopeTable(np.ascontiguousarray(inv_freq, dtype=np.float64), max_seq_len, factor)
 
     def scratch(self, spec: ScratchSpec) -> CpuScratchPool:
         return CpuScratchPool(spec)
@@ -138,7 +142,15 @@ class CpuBackend(core.Context):
             raise ConfigError(f"the CPU cache has pages of {core.PAGE_LEN}, not {spec.page_len}")
         return core.KVStore(spec.n_layers, spec.n_pages, spec.n_kv_heads, spec.head_dim, spec.dtype)
 
-    def logits(self, x: core.Buf, step: core.Step, head: core.Weight) -> NDArray[np.float32]:
+    def logits(
+        self,
+        x: core.Buf,
+        step: core.Step,
+        head: core.Weight,
+        *,
+        scale: float = 1.0,
+        softcap: float = 0.0,
+    ) -> NDArray[np.float32]:
         """[R, V] f32 of the rows that the step wants; valid until the next call."""
         n_rows = step.n_logits
         rows, out = self._head_rows, self._logits
@@ -153,6 +165,10 @@ class CpuBackend(core.Context):
         if n_rows:
             self.gather(x, step, rows)
             self.matmul(rows, (head,), (out,))
+            if softcap:
+                self.softcap(out, scale, softcap)
+            elif scale != 1.0:
+                self.scale(out, scale)
         array: NDArray[np.float32] = out.array
         return array
 

@@ -76,7 +76,12 @@ def check_rows(isa: str, end: bool) -> None:
             core.Buf(x), core.Weight(norm.view(np.uint8).reshape(-1), 0, 1, width), 1e-5,
             core.Buf(out),
         )  # fmt: skip
-        ctx.glu(core.Buf(out), core.Buf(x))
+        for activation in ("silu", "gelu", "gelu_tanh", "swiglu_clamped"):
+            ctx.glu(core.Buf(out), core.Buf(x), activation)
+        ctx.add(core.Buf(x), core.Buf(out), 0.5)
+        ctx.add_bias(core.Buf(out), core.Weight(norm.view(np.uint8).reshape(-1), 0, 1, width))
+        ctx.scale(core.Buf(out), 0.5)
+        ctx.softcap(core.Buf(out), 1.0, 3.0)
         table = core.RopeTable(guarded(np.ones(width), end=end), 4)
         heads = guarded(random_x(3, 2 * width, seed=5), end=end)
         step = step_of([1, 2, 3])

@@ -59,6 +59,18 @@ def test_norm_row_alone_is_bit_equal_and_in_place_works(isa: str) -> None:
     assert_same_bits(buf.array, want, "in place")
 
 
+@pytest.mark.parametrize("head_dim", [1, 3, 17, 64, 100])
+def test_norm_of_heads_is_that_of_rows(isa: str, head_dim: int) -> None:
+    """A weight of one head's width norms every head as if it were a row of its own."""
+    weight = random_x(1, head_dim, seed=20)
+    for n_tokens, n_heads in ((1, 1), (1, 40), (17, 3)):
+        x = random_x(n_tokens, n_heads * head_dim, seed=21)
+        want = rms_norm(isa, x.reshape(-1, head_dim), weight, 1e-5).reshape(x.shape)
+        for n_threads in THREADS:
+            got = rms_norm(isa, x, weight, 1e-5, n_threads)
+            assert_same_bits(got, want, f"T{n_tokens} H{n_heads}")
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-30, 1e-3, 1e18])
 def test_norm_of_tiny_and_large_rows(isa: str, size: float) -> None:
     """Zero stays zero. Squares below the smallest f32 vanish, as beside eps they should."""
@@ -144,6 +156,16 @@ def test_rope_far_positions_are_exact(isa: str) -> None:
     got = rope(isa, x, [99_997, 99_998, 99_999], np.array([1.0]), "half")
     angle = np.arange(99_997, 100_000, dtype=np.float64)
     np.testing.assert_allclose(got, np.stack([np.cos(angle), np.sin(angle)], 1), atol=6e-8)
+
+
+def test_rope_factor_multiplies_what_is_rotated(isa: str) -> None:
+    inv_freq, x = 10000.0 ** (-np.arange(8) / 8), random_x(5, 16, seed=16)
+    positions = [7, 8, 9, 10, 11]
+    q = core.Buf(x.copy())
+    table = core.RopeTable(inv_freq, 12, 1.25)
+    context(isa).rope(q, core.Buf.zeros(5, 16), step_of(positions), table, "half")
+    want, norm = ref_ops.rope(x[:, None, :], np.array(positions), inv_freq, "half")
+    assert_within(q.array, 1.25 * want[:, 0], 5 * U * norm[:, 0], "factor")
 
 
 def test_rope_table_grows_with_the_positions(isa: str) -> None:

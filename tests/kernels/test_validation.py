@@ -50,11 +50,18 @@ CALLS: dict[str, Callable[[], object]] = {
     "matmul_add out": lambda: context(ISA).matmul_add(buf(2, 32), weight(), buf(2, 4)),
     "norm width": lambda: context(ISA).rms_norm(buf(2, 31), weight(1), 1e-5, buf(2, 31)),
     "norm out": lambda: context(ISA).rms_norm(buf(2, 32), weight(1), 1e-5, buf(1, 32)),
+    "norm part of a head": lambda: context(ISA).rms_norm(buf(2, 48), weight(1), 1e-5, buf(2, 48)),
     "norm two rows": lambda: context(ISA).rms_norm(buf(2, 32), weight(2), 1e-5, buf(2, 32)),
     "norm in F16": lambda: context(ISA).rms_norm(
         buf(2, 32), weight(1, 32, "F16"), 1e-5, buf(2, 32)
     ),
     "glu shapes": lambda: context(ISA).glu(buf(2, 8), buf(2, 9)),
+    "glu activation": lambda: context(ISA).glu(buf(2, 8), buf(2, 8), "relu"),
+    "add shapes": lambda: context(ISA).add(buf(1, 8), buf(2, 8)),
+    "bias width": lambda: context(ISA).add_bias(buf(2, 31), weight(1)),
+    "bias two rows": lambda: context(ISA).add_bias(buf(2, 32), weight(2)),
+    "bias in F16": lambda: context(ISA).add_bias(buf(2, 32), weight(1, 32, "F16")),
+    "softcap of nothing": lambda: context(ISA).softcap(buf(2, 8), 1.0, 0.0),
     "embed id": lambda: context(ISA).embed(step_of([0], token_ids=[5]), weight(), buf(1, 32)),
     "embed out": lambda: context(ISA).embed(step_of([0], token_ids=[4]), weight(), buf(1, 33)),
     "rope style": lambda: context(ISA).rope(buf(1, 8), buf(1, 8), step_of([0]), table(), "other"),

@@ -157,26 +157,67 @@ static void check_norm(rl_ctx *ctx, int64_t dim) {
     free(out);
 }
 
-static void check_glu(rl_ctx *ctx, int64_t n) {
+static double unit(double gate, double up, rl_activation activation) {
+    double cubic = 1.5957691216057308 * (gate + 0.044715 * gate * gate * gate);
+    switch (activation) {
+    case RL_GELU:
+        return gate * 0.5 * erfc(-gate / sqrt(2.0)) * up;
+    case RL_GELU_TANH:
+        return gate / (1.0 + exp(-cubic)) * up;
+    case RL_SWIGLU_CLAMPED:
+        gate = fmin(gate, 7.0);
+        return gate / (1.0 + exp(-1.702 * gate)) * (fmax(fmin(up, 7.0), -7.0) + 1.0);
+    default:
+        return gate / (1.0 + exp(-gate)) * up;
+    }
+}
+
+static void check_glu(rl_ctx *ctx, int64_t n, rl_activation activation) {
     float *gate = random_floats(n), *up = random_floats(n);
     double *want = must_alloc((size_t)n * sizeof(double));
     for (int64_t i = 0; i < n; i++) {
-        gate[i] *= 30.0f;
-        want[i] = gate[i] / (1.0 + exp(-(double)gate[i])) * up[i];
+        gate[i] *= 10.0f;
+        want[i] = unit(gate[i], up[i], activation);
     }
-    check(rl_glu(ctx, gate, up, n) == RL_OK, "glu status", n, 0, 0);
-    for (int64_t i = 0; i < n; i++)
-        check(fabs(gate[i] - want[i]) <= 8 * ROUNDING * fabs(want[i]) + SMALLEST, "glu", n, i, 0);
+    check(rl_glu(ctx, gate, up, n, activation) == RL_OK, "glu status", n, activation, 0);
+    for (int64_t i = 0; i < n; i++) /* roundings of the exponent count as often as it is large */
+        check(fabs(gate[i] - want[i]) <= 600 * ROUNDING * fabs(want[i]) + SMALLEST, "glu", n, i,
+              activation);
     free(gate);
     free(up);
     free(want);
+}
+
+/* scale, add and a bias are rounded once; the soft cap keeps the digits of small values. */
+static void check_values(rl_ctx *ctx, int64_t n) {
+    float *x = random_floats(3 * n), *y = random_floats(3 * n), *z = random_floats(3 * n);
+    float *was = must_alloc((size_t)(3 * n) * sizeof(float));
+    memcpy(was, z, (size_t)(3 * n) * sizeof(float));
+    check(rl_add_rows(ctx, x, 3, 0.5, 3, n, z) == RL_OK, "add status", n, 0, 0);
+    for (int64_t i = 0; i < 3 * n; i++) check(z[i] == was[i] + 0.5f * x[i], "add", n, i, 0);
+    memcpy(was, z, (size_t)(3 * n) * sizeof(float));
+    check(rl_add_rows(ctx, y, 1, 1.0, 3, n, z) == RL_OK, "bias status", n, 0, 0);
+    for (int64_t i = 0; i < 3 * n; i++) check(z[i] == was[i] + y[i % n], "bias", n, i, 0);
+    memcpy(was, z, (size_t)(3 * n) * sizeof(float));
+    check(rl_scale_values(ctx, z, 1.5, 3 * n) == RL_OK, "scale status", n, 0, 0);
+    for (int64_t i = 0; i < 3 * n; i++) check(z[i] == was[i] * 1.5f, "scale", n, i, 0);
+    for (int64_t i = 0; i < 3 * n; i++) was[i] = z[i] *= i % 2 ? 1e-4f : 4.0f;
+    check(rl_softcap_values(ctx, z, 2.0, 3.0, 3 * n) == RL_OK, "cap status", n, 0, 0);
+    for (int64_t i = 0; i < 3 * n; i++) {
+        double want = 3.0 * tanh(was[i] * 2.0 / 3.0);
+        check(fabs(z[i] - want) <= 12 * ROUNDING * fabs(want), "softcap", n, i, 0);
+    }
+    free(x);
+    free(y);
+    free(z);
+    free(was);
 }
 
 static void check_rope(rl_ctx *ctx, int64_t half, rl_rope_style style) {
     const int32_t positions[] = {0, 5, 6, 300};
     double *inv_freq = must_alloc((size_t)half * sizeof(double));
     for (int64_t i = 0; i < half; i++) inv_freq[i] = pow(10000.0, -(double)i / (double)half);
-    rl_rope_table *table = rl_rope_table_new(inv_freq, half, 301);
+    rl_rope_table *table = rl_rope_table_new(inv_freq, half, 301, 1.0);
     rl_rope_table_fill(table, 300);
     int64_t dim = 2 * half, n = 4 * 3 * dim; /* 4 tokens of 3 heads */
     float *x = random_floats(n), *got = must_alloc((size_t)n * sizeof(float));
@@ -326,7 +367,8 @@ static void check_level(void) {
     check_embed(ctx);
     for (int64_t n = 1; n <= 70; n += n < 20 ? 1 : 7) {
         check_norm(ctx, n);
-        check_glu(ctx, n);
+        for (int a = 0; a < RL_N_ACTIVATIONS; a++) check_glu(ctx, n, (rl_activation)a);
+        check_values(ctx, n);
     }
     for (int64_t half = 1; half <= 64; half = 2 * half + 1) {
         check_rope(ctx, half, RL_ROPE_HALF);

@@ -6,6 +6,7 @@ added, so that a test can bound the error of any order of adding by c * U * norm
 
 from __future__ import annotations
 
+import math
 import struct
 
 import numpy as np
@@ -140,11 +141,21 @@ def rope(x: F32, positions: I32, inv_freq: F64, style: str) -> tuple[F64, F64]:
     return out, norm
 
 
-def glu(gate: F32, up: F32) -> F64:
-    """silu(gate) * up"""
-    wide = gate.astype(np.float64)
+def glu(gate: F32 | F64, up: F32 | F64, activation: str = "silu") -> F64:
+    """activation(gate) * up"""
+    wide, other = gate.astype(np.float64), up.astype(np.float64)
     with np.errstate(over="ignore"):
-        return wide / (1.0 + np.exp(-wide)) * up.astype(np.float64)
+        if activation == "silu":
+            return wide / (1.0 + np.exp(-wide)) * other
+        if activation == "gelu":
+            below = [0.5 * math.erfc(-x / math.sqrt(2.0)) for x in wide.reshape(-1)]
+            return wide * np.reshape(below, wide.shape) * other
+        if activation == "gelu_tanh":
+            twice = 2.0 * np.sqrt(2.0 / np.pi) * (wide + 0.044715 * wide**3)
+            return wide / (1.0 + np.exp(-twice)) * other
+        assert activation == "swiglu_clamped"
+        wide, other = np.minimum(wide, 7.0), np.clip(other, -7.0, 7.0)
+        return wide / (1.0 + np.exp(-1.702 * wide)) * (other + 1.0)
 
 
 def store(values: F32, kv_dtype: str) -> F64:

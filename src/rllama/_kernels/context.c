@@ -61,7 +61,11 @@ static void inherit(rl_isa_table *upper, const rl_isa_table *lower) {
     }
     if (upper->merge == NULL) upper->merge = lower->merge;
     if (upper->rms_norm == NULL) upper->rms_norm = lower->rms_norm;
-    if (upper->glu == NULL) upper->glu = lower->glu;
+    for (int a = 0; a < RL_N_ACTIVATIONS; a++)
+        if (upper->glu[a] == NULL) upper->glu[a] = lower->glu[a];
+    if (upper->scale == NULL) upper->scale = lower->scale;
+    if (upper->add == NULL) upper->add = lower->add;
+    if (upper->softcap == NULL) upper->softcap = lower->softcap;
 }
 
 /* The table of a level, completed from the levels below. */

@@ -36,6 +36,19 @@ def formats():
     ]
 
 
+cdef dict _ACTIVATIONS = {
+    "silu": RL_SILU, "gelu": RL_GELU, "gelu_tanh": RL_GELU_TANH,
+    "swiglu_clamped": RL_SWIGLU_CLAMPED,
+}
+
+
+cdef rl_activation activation_kind(str name) except *:
+    kind = _ACTIVATIONS.get(name)
+    if kind is None:
+        raise ShapeError(f"no such activation: {name!r}")
+    return kind
+
+
 cdef class Weight:
     """A weight [n_rows, n_cols] as it lies in memory; keeps its bytes alive.
 
@@ -191,10 +204,10 @@ cdef class RopeTable:
 
     cdef rl_rope_table *c
 
-    def __cinit__(self, const double[::1] inv_freq, int64_t max_seq_len):
+    def __cinit__(self, const double[::1] inv_freq, int64_t max_seq_len, double factor=1.0):
         if inv_freq.shape[0] < 1 or max_seq_len < 1:
             raise ShapeError("rope table: needs at least one frequency and one position")
-        self.c = rl_rope_table_new(&inv_freq[0], inv_freq.shape[0], max_seq_len)
+        self.c = rl_rope_table_new(&inv_freq[0], inv_freq.shape[0], max_seq_len, factor)
         if self.c == NULL:
             raise MemoryError(f"rope table of {max_seq_len} positions")
 
@@ -317,8 +330,10 @@ cdef class Context:
         self.leave(status)
 
     def rms_norm(self, Buf x, Weight weight, double eps, Buf out):
-        """out = x / sqrt(mean(x^2) + eps) * weight; weight is F32 [1, D]."""
-        if weight.c.n_cols != x.n_cols or out.n_cols != x.n_cols or out.n_rows != x.n_rows:
+        """out = x / sqrt(mean(x^2) + eps) * weight; weight is F32 [1, D]. A narrower weight norms
+        every head of its width on its own."""
+        cdef int64_t dim = weight.c.n_cols
+        if x.n_cols % dim or out.n_cols != x.n_cols or out.n_rows != x.n_rows:
             raise ShapeError(f"rms_norm: x {(x.n_rows, x.n_cols)} weight {weight.shape} "
                              f"out {(out.n_rows, out.n_cols)}")
         if weight.c.format != 0 or weight.c.n_rows != 1:
@@ -326,8 +341,8 @@ cdef class Context:
         cdef rl_status status
         self.enter()
         with nogil:
-            status = rl_rms_norm(self.c, x.data, <const float *>weight.c.data, eps, x.n_rows,
-                                 x.n_cols, out.data)
+            status = rl_rms_norm(self.c, x.data, <const float *>weight.c.data, eps,
+                                 x.n_rows * (x.n_cols // dim), dim, out.data)
         self.leave(status)
 
     cdef int run_matmul(self, Buf x, tuple weights, tuple outs, bint add) except -1:
@@ -424,14 +439,54 @@ cdef class Context:
             status = rl_attend(self.c, kv.c, &op)
         self.leave(status)
 
-    def glu(self, Buf gate, Buf up):
-        """gate = silu(gate) * up"""
+    def glu(self, Buf gate, Buf up, str activation="silu"):
+        """gate = activation(gate) * up"""
+        cdef rl_activation kind = activation_kind(activation)
         if gate.n_rows != up.n_rows or gate.n_cols != up.n_cols:
             raise ShapeError(f"glu: gate {(gate.n_rows, gate.n_cols)} up {(up.n_rows, up.n_cols)}")
         cdef rl_status status
         self.enter()
         with nogil:
-            status = rl_glu(self.c, gate.data, up.data, gate.n_rows * gate.n_cols)
+            status = rl_glu(self.c, gate.data, up.data, gate.n_rows * gate.n_cols, kind)
+        self.leave(status)
+
+    def scale(self, Buf x, double factor):
+        """x *= factor"""
+        cdef rl_status status
+        self.enter()
+        with nogil:
+            status = rl_scale_values(self.c, x.data, factor, x.n_rows * x.n_cols)
+        self.leave(status)
+
+    def softcap(self, Buf x, double scale, double cap):
+        """x = cap * tanh(x * scale / cap)"""
+        cdef rl_status status
+        if not cap > 0:
+            raise ShapeError(f"softcap: a cap of {cap}")
+        self.enter()
+        with nogil:
+            status = rl_softcap_values(self.c, x.data, scale, cap, x.n_rows * x.n_cols)
+        self.leave(status)
+
+    def add(self, Buf x, Buf into, double factor=1.0):
+        """into += factor * x"""
+        if x.n_rows != into.n_rows or x.n_cols != into.n_cols:
+            raise ShapeError(f"add: x {(x.n_rows, x.n_cols)} into {(into.n_rows, into.n_cols)}")
+        cdef rl_status status
+        self.enter()
+        with nogil:
+            status = rl_add_rows(self.c, x.data, x.n_rows, factor, x.n_rows, x.n_cols, into.data)
+        self.leave(status)
+
+    def add_bias(self, Buf x, Weight bias):
+        """x[T, N] += bias[N]; the bias is F32 [1, N]."""
+        if bias.c.n_cols != x.n_cols or bias.c.format != 0 or bias.c.n_rows != 1:
+            raise ShapeError(f"add_bias: x {(x.n_rows, x.n_cols)} bias {bias.shape} of "
+                             f"{bias.format_name}")
+        cdef rl_status status
+        self.enter()
+        with nogil:
+            status = rl_add_rows(self.c, <const float *>bias.c.data, 1, 1.0, x.n_rows, x.n_cols, x.data)
         self.leave(status)
 
     def gather(self, Buf x, Step step, Buf out):

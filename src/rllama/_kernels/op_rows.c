@@ -1,4 +1,5 @@
-/* Drivers that go row by row: embed, norm, glu, rope; and the bandwidth yardstick. */
+/* Drivers that go row by row or value by value: embed, norm, glu, scale, add, softcap, rope; and
+ * the bandwidth yardstick. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,7 +8,7 @@
 #include "parallel.h"
 
 #define ROWS_PER_ITEM 16 /* rows of a prompt that a thread takes at once */
-#define GLU_PER_ITEM 16384
+#define VALUES_PER_ITEM 16384
 
 typedef struct {
     const rl_weight *table;
@@ -38,22 +39,23 @@ typedef struct {
     float *out;
     double eps;
     rl_norm_fn norm;
-    int64_t n_tokens, dim;
+    int64_t n_rows, dim, rows_per_item;
 } norm_work;
 
 static void norm_rows(void *arg, int64_t item, int thread) {
     const norm_work *work = arg;
-    int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
+    int64_t last = rl_min64(work->n_rows, (item + 1) * work->rows_per_item);
     (void)thread;
-    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++)
+    for (int64_t t = item * work->rows_per_item; t < last; t++)
         work->norm(work->x + t * work->dim, work->weight, (float)work->eps, work->dim,
                    work->out + t * work->dim);
 }
 
-rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
-                      int64_t n_tokens, int64_t dim, float *out) {
-    norm_work work = {x, weight, out, eps, ctx->table.rms_norm, n_tokens, dim};
-    rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), norm_rows, &work);
+rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps, int64_t n_rows,
+                      int64_t dim, float *out) {
+    int64_t rows_per_item = rl_max64(ROWS_PER_ITEM, VALUES_PER_ITEM / dim);
+    norm_work work = {x, weight, out, eps, ctx->table.rms_norm, n_rows, dim, rows_per_item};
+    rl_parallel_for(ctx, rl_div_up(n_rows, rows_per_item), norm_rows, &work);
     return RL_OK;
 }
 
@@ -66,22 +68,82 @@ typedef struct {
 
 static void glu_values(void *arg, int64_t item, int thread) {
     const glu_work *work = arg;
-    int64_t first = item * GLU_PER_ITEM;
+    int64_t first = item * VALUES_PER_ITEM;
     (void)thread;
-    work->glu(work->gate + first, work->up + first, rl_min64(GLU_PER_ITEM, work->n_values - first));
+    work->glu(work->gate + first, work->up + first,
+              rl_min64(VALUES_PER_ITEM, work->n_values - first));
 }
 
-rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) {
-    glu_work work = {gate, up, ctx->table.glu, n_values};
-    rl_parallel_for(ctx, rl_div_up(n_values, GLU_PER_ITEM), glu_values, &work);
+rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values,
+                 rl_activation activation) {
+    glu_work work = {gate, up, ctx->table.glu[activation], n_values};
+    rl_parallel_for(ctx, rl_div_up(n_values, VALUES_PER_ITEM), glu_values, &work);
     return RL_OK;
 }
 
-rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len) {
+/* scale and softcap: cap 0 is none */
+typedef struct {
+    const rl_isa_table *table;
+    float *x;
+    float factor, cap;
+    int64_t n_values;
+} scale_work;
+
+static void scale_values(void *arg, int64_t item, int thread) {
+    const scale_work *work = arg;
+    float *x = work->x + item * VALUES_PER_ITEM;
+    int64_t n = rl_min64(VALUES_PER_ITEM, work->n_values - item * VALUES_PER_ITEM);
+    (void)thread;
+    if (work->cap > 0.0f)
+        work->table->softcap(x, work->factor, work->cap, n);
+    else
+        work->table->scale(x, work->factor, n);
+}
+
+rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values) {
+    scale_work work = {&ctx->table, x, (float)factor, 0.0f, n_values};
+    rl_parallel_for(ctx, rl_div_up(n_values, VALUES_PER_ITEM), scale_values, &work);
+    return RL_OK;
+}
+
+rl_status rl_softcap_values(rl_ctx *ctx, float *x, double scale, double cap, int64_t n_values) {
+    scale_work work = {&ctx->table, x, (float)(scale / cap), (float)cap, n_values};
+    rl_parallel_for(ctx, rl_div_up(n_values, VALUES_PER_ITEM), scale_values, &work);
+    return RL_OK;
+}
+
+typedef struct {
+    const float *x;
+    float *into;
+    float factor;
+    rl_add_fn add;
+    int64_t x_step, n_tokens, n_cols; /* x_step 0: one row for all tokens */
+} add_work;
+
+static void add_rows(void *arg, int64_t item, int thread) {
+    const add_work *work = arg;
+    int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++)
+        work->add(work->x + t * work->x_step, work->factor, work->n_cols,
+                  work->into + t * work->n_cols);
+}
+
+rl_status rl_add_rows(rl_ctx *ctx, const float *x, int64_t x_rows, double factor, int64_t n_tokens,
+                      int64_t n_cols, float *into) {
+    int64_t x_step = x_rows == 1 ? 0 : n_cols;
+    add_work work = {x, into, (float)factor, ctx->table.add, x_step, n_tokens, n_cols};
+    rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), add_rows, &work);
+    return RL_OK;
+}
+
+rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len,
+                                 double factor) {
     rl_rope_table *table = calloc(1, sizeof *table);
     if (table == NULL) return NULL;
     table->half_dim = half_dim;
     table->max_seq_len = max_seq_len;
+    table->factor = factor;
     table->inv_freq = malloc((size_t)half_dim * sizeof(double));
     /* calloc: rows that are never asked for are never touched */
     table->values = calloc((size_t)(max_seq_len * half_dim), 2 * sizeof(float));
@@ -107,8 +169,8 @@ static void fill_next_row(void *arg, int64_t item, int thread) {
     (void)thread;
     for (int64_t i = 0; i < table->half_dim; i++) {
         double angle = (double)table->n_filled * table->inv_freq[i];
-        row[2 * i] = (float)cos(angle);
-        row[2 * i + 1] = (float)sin(angle);
+        row[2 * i] = (float)(table->factor * cos(angle));
+        row[2 * i + 1] = (float)(table->factor * sin(angle));
     }
     table->n_filled++;
 }

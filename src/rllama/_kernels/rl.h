@@ -70,21 +70,43 @@ rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op);
 rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
                    float *out);
 
-/* out[T, D] = x / sqrt(mean(x^2) + eps) * weight[D] */
-rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
-                      int64_t n_tokens, int64_t dim, float *out);
+/* out[rows, D] = x / sqrt(mean(x^2) + eps) * weight[D]; a row is a token, or one of its heads */
+rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps, int64_t n_rows,
+                      int64_t dim, float *out);
 
-/* gate[i] = silu(gate[i]) * up[i] */
-rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values);
+typedef enum {
+    RL_SILU = 0,       /* x / (1 + e^-x) */
+    RL_GELU,           /* x Phi(x), Phi the normal distribution */
+    RL_GELU_TANH,      /* the same by way of tanh */
+    RL_SWIGLU_CLAMPED, /* x / (1 + e^(-1.702 x)), x at most 7; up within 7 of 0, and raised by 1 */
+    RL_N_ACTIVATIONS
+} rl_activation;
 
-/* cos and sin of every position and pair, filled as far as they have been asked for. */
+/* gate[i] = activation(gate[i]) * up[i] */
+rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values,
+                 rl_activation activation);
+
+/* x[i] *= factor */
+rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values);
+
+/* into[T, N] += factor * x[T, N]; x is one row for all where x_rows is 1 */
+rl_status rl_add_rows(rl_ctx *ctx, const float *x, int64_t x_rows, double factor, int64_t n_tokens,
+                      int64_t n_cols, float *into);
+
+/* x[i] = cap * tanh(scale * x[i] / cap) */
+rl_status rl_softcap_values(rl_ctx *ctx, float *x, double scale, double cap, int64_t n_values);
+
+/* cos and sin of every position and pair, times a factor, filled as far as they have been asked
+ * for. */
 typedef struct {
     float *values;    /* [max_seq_len, half_dim, 2] */
     double *inv_freq; /* [half_dim], radians per position */
+    double factor;
     int64_t max_seq_len, half_dim, n_filled;
 } rl_rope_table;
 
-rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len);
+rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len,
+                                 double factor);
 void rl_rope_table_free(rl_rope_table *table);
 /* Fill the table up to and with this position. */
 void rl_rope_table_fill(rl_rope_table *table, int64_t position);

@@ -43,11 +43,22 @@ cdef extern from "rl.h" nogil:
                        float *out) noexcept
     rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
                           int64_t n_tokens, int64_t dim, float *out) noexcept
-    rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values) noexcept
+    ctypedef enum rl_activation:
+        RL_SILU
+        RL_GELU
+        RL_GELU_TANH
+        RL_SWIGLU_CLAMPED
+    rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values,
+                     rl_activation activation) noexcept
+    rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values) noexcept
+    rl_status rl_add_rows(rl_ctx *ctx, const float *x, int64_t x_rows, double factor, int64_t n_tokens,
+                     int64_t n_cols, float *into) noexcept
+    rl_status rl_softcap_values(rl_ctx *ctx, float *x, double scale, double cap,
+                         int64_t n_values) noexcept
     ctypedef struct rl_rope_table:
         int64_t max_seq_len, half_dim
-    rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim,
-                                     int64_t max_seq_len) noexcept
+    rl_rope_table *rl_rope_table_new(const double *inv_freq, int64_t half_dim, int64_t max_seq_len,
+                                     double factor) noexcept
     void rl_rope_table_free(rl_rope_table *table) noexcept
     void rl_rope_table_fill(rl_rope_table *table, int64_t position) noexcept
     ctypedef enum rl_rope_style:

@@ -51,6 +51,9 @@ typedef void (*rl_kv_store_fn)(const float *k, const float *v, int64_t head_dim,
 
 typedef void (*rl_norm_fn)(const float *x, const float *weight, float eps, int64_t dim, float *out);
 typedef void (*rl_glu_fn)(float *gate, const float *up, int64_t n);
+typedef void (*rl_scale_fn)(float *x, float factor, int64_t n);
+typedef void (*rl_add_fn)(const float *x, float factor, int64_t n, float *into);
+typedef void (*rl_softcap_fn)(float *x, float factor, float cap, int64_t n);
 typedef void (*rl_dequant_fn)(const uint8_t *row, int64_t n_cols, float *out);
 
 /* How one format is multiplied at one level. fused == NULL: inherit the row of the level below. */
@@ -78,7 +81,10 @@ typedef struct {
     rl_kv_store_fn kv_store[RL_N_KV_FORMATS];
     rl_merge_fn merge;
     rl_norm_fn rms_norm;
-    rl_glu_fn glu;
+    rl_glu_fn glu[RL_N_ACTIVATIONS];
+    rl_scale_fn scale;
+    rl_add_fn add;
+    rl_softcap_fn softcap;
 } rl_isa_table;
 
 /* CPU features that a level may need. */

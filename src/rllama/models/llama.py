@@ -57,5 +57,5 @@ class Llama(Decoder):
         """Add the feed-forward of one layer to the residual stream `s.x`; its input is `s.h`."""
         be = self.backend
         be.matmul(s.h, (w.w_gate, w.w_up), (s.gate, s.up))  # [T, F] twice
-        be.glu(s.gate, s.up)
+        be.glu(s.gate, s.up, self.cfg.activation)
         be.matmul_add(s.gate, w.w_down, s.x)
