@@ -16,6 +16,7 @@ from rllama.tensor import TensorView
 Buf = Any  # activations [T, width] f32, opaque to models: a core.Buf here, a device array there
 Weight = Any  # a placed weight [N, K], opaque to models
 Cache = Any  # the backend's own KVStore, as its kv_store made it
+AttendSpec = Any  # how a layer attends, made once by attend_spec
 Step = Any  # a Batch made ready for the device: token ids, positions, page table
 
 
@@ -108,8 +109,17 @@ class Backend(Protocol):
     def matmul(self, x: Buf, weights: tuple[Weight, ...], out: tuple[Buf, ...]) -> None: ...
     def matmul_add(self, x: Buf, weight: Weight, into: Buf) -> None: ...
     def rope(self, q: Buf, k: Buf, step: Step, table: Weight, style: RopeStyle) -> None: ...
+    def attend_spec(
+        self,
+        layer: int,
+        *,
+        scale: float,
+        softcap: float = 0.0,
+        window: int = 0,
+        sinks: Weight | None = None,
+    ) -> AttendSpec: ...
     def attend(
-        self, q: Buf, k: Buf, v: Buf, kv: Cache, layer: int, step: Step, out: Buf
+        self, q: Buf, k: Buf, v: Buf, kv: Cache, spec: AttendSpec, step: Step, out: Buf
     ) -> None: ...
     def glu(self, gate: Buf, up: Buf, activation: Activation = "silu") -> None: ...
     def scale(self, x: Buf, factor: float) -> None: ...

@@ -96,13 +96,16 @@ def check_attend(isa: str, end: bool) -> None:
             kv = core.KVStore(1, 2, 1, head_dim, dtype)
             pages = guarded(np.array([[1, 0]], dtype=np.int32), end=end)
             for n_heads in (1, 3):
-                for first, n in ((0, 1), (1, 5), (6, 100)):
+                sinks = guarded(random_x(1, n_heads, seed=9), end=end).view(np.uint8).reshape(-1)
+                placed = core.Weight(sinks, 0, 1, n_heads)
+                for first, n, window in ((0, 1, 0), (1, 5, 3), (6, 100, 0), (90, 20, 5)):
                     q = guarded(random_x(n, n_heads * head_dim, seed=6), end=end)
                     k = guarded(random_x(n, head_dim, seed=7), end=end)
                     v = guarded(random_x(n, head_dim, seed=8), end=end)
                     out = guarded(np.full_like(q, np.nan), end=end)
                     step = step_of(np.arange(first, first + n, dtype=np.int32), page_table=pages)
-                    context(isa).attend(*map(core.Buf, (q, k, v)), kv, 0, step, core.Buf(out))
+                    spec = core.AttendSpec(0, 0.3, 2.0 if window else 0.0, window, placed)
+                    context(isa).attend(*map(core.Buf, (q, k, v)), kv, spec, step, core.Buf(out))
                     assert np.isfinite(out).all()
 
 

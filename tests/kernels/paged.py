@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,10 +23,36 @@ class Shape:
     group: int
     head_dim: int
     dtype: str
+    window: int = 0
+    softcap: float = 0.0
+    has_sinks: bool = False
+
+    @property
+    def n_heads(self) -> int:
+        return self.n_kv_heads * self.group
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+    @property
+    def sinks(self) -> F32 | None:
+        """Around the largest scores, some far below."""
+        return random_x(1, self.n_heads, seed=77) * 5 if self.has_sinks else None
+
+    def first_seen(self, position: int) -> int:
+        return max(0, position - self.window + 1) if self.window else 0
+
+    def spec(self, layer: int = 0) -> core.AttendSpec:
+        sinks = self.sinks
+        placed = None
+        if sinks is not None:
+            placed = core.Weight(sinks.view(np.uint8).reshape(-1), 0, 1, self.n_heads)
+        return core.AttendSpec(layer, self.scale, self.softcap, self.window, placed)
 
     @property
     def q_dim(self) -> int:
-        return self.n_kv_heads * self.group * self.head_dim
+        return self.n_heads * self.head_dim
 
     @property
     def kv_dim(self) -> int:
@@ -37,6 +63,7 @@ class Shape:
 class Sequence:
     """Queries, keys and values of all positions of one sequence, and the pages that it owns."""
 
+    shape: Shape
     q: F32
     k: F32
     v: F32
@@ -55,6 +82,7 @@ def make_sequence(shape: Shape, n_positions: int, seed: int) -> Sequence:
     n_pages = (n_positions + PAGE - 1) // PAGE
     order = np.random.default_rng(seed).permutation(2 * n_pages)[:n_pages]
     return Sequence(
+        shape,
         random_x(n_positions, shape.q_dim, seed),
         random_x(n_positions, shape.kv_dim, seed + 1000),
         random_x(n_positions, shape.kv_dim, seed + 2000),
@@ -67,7 +95,8 @@ def make_store(shape: Shape, n_pages: int, n_layers: int = 1) -> core.KVStore:
 
 
 def attend(ctx: core.Context, kv: core.KVStore, pieces: list[Piece], layer: int = 0) -> F32:
-    """One step over pieces of sequences; all queries, or (where q is narrow) one head each."""
+    """One step over pieces of sequences of one shape; pages that nobody sees are not in it."""
+    shape = pieces[0][0].shape
     cut = [slice(first, last) for _, first, last in pieces]
     q, k, v = (
         np.concatenate([getattr(seq, name)[c] for (seq, _, _), c in zip(pieces, cut, strict=True)])
@@ -75,21 +104,26 @@ def attend(ctx: core.Context, kv: core.KVStore, pieces: list[Piece], layer: int 
     )
     widest = max(len(seq.pages) for seq, _, _ in pieces)
     table = np.full((len(pieces), widest), -1, dtype=np.int32)
-    for row, (seq, _, last) in zip(table, pieces, strict=True):
-        n = (last + PAGE - 1) // PAGE
-        row[:n] = seq.pages[:n]
+    for row, (seq, first, last) in zip(table, pieces, strict=True):
+        seen = slice(shape.first_seen(first) // PAGE, (last + PAGE - 1) // PAGE)
+        row[seen] = seq.pages[seen]
     counts = [last - first for _, first, last in pieces]
     positions = np.concatenate([np.arange(f, n, dtype=np.int32) for _, f, n in pieces])
     step = step_of(positions, seq_start=[0, *np.cumsum(counts)], page_table=table)
     out = np.full_like(q, np.nan)
-    ctx.attend(core.Buf(q), core.Buf(k), core.Buf(v), kv, layer, step, core.Buf(out))
+    spec = shape.spec(layer)
+    ctx.attend(core.Buf(q), core.Buf(k), core.Buf(v), kv, spec, step, core.Buf(out))
     return out
 
 
 def fill(isa: str, kv: core.KVStore, seq: Sequence, n: int, layer: int = 0) -> None:
     """Store keys and values of the first n positions, attending with one query head per key head
     only, which is cheap."""
-    narrow = Sequence(np.ascontiguousarray(seq.q[:, : seq.k.shape[1]]), seq.k, seq.v, seq.pages)
+    narrow = replace(
+        seq,
+        shape=replace(seq.shape, group=1),
+        q=np.ascontiguousarray(seq.q[:, : seq.k.shape[1]]),
+    )
     if n:
         attend(context(isa), kv, [(narrow, 0, n)], layer)
 
@@ -99,7 +133,8 @@ def reference(shape: Shape, seq: Sequence, positions: tuple[int, ...]) -> tuple[
     """What attention gives at these positions, and how far off f32 may be, both [T, q_dim].
 
     A score is d products and sums, one scaling of q and one subtraction of the maximum:
-    delta = (d + 5) * U * largest sum |q||k|. A weight is off by e^(2 delta) and 4 U of its own; n
+    delta = (d + 5) * U * largest sum |q||k|; a cap adds its tanh, good to 4 ulp, and two roundings:
+    10 U more. A weight is off by e^(2 delta) and 4 U of its own; n
     weights and n products are added, and a few more roundings merge pages and spans:
     (2.1 * delta + (2 n + 64) * U) * sum weight |v|.
     """
@@ -109,8 +144,12 @@ def reference(shape: Shape, seq: Sequence, positions: tuple[int, ...]) -> tuple[
         for a in (seq.k, seq.v)
     )
     q = seq.q[list(positions)].reshape(heads)
-    out, norm, largest = ref_ops.attention(q, k, v, list(positions))
-    delta = (shape.head_dim + 5) * U * largest
+    sinks = shape.sinks
+    out, norm, largest = ref_ops.attention(
+        q, k, v, list(positions), scale=shape.scale, window=shape.window, softcap=shape.softcap,
+        sinks=None if sinks is None else sinks[0],
+    )  # fmt: skip
+    delta = (shape.head_dim + 5 + (10 if shape.softcap else 0)) * U * largest
     n = np.array(positions, dtype=np.float64)[:, None, None] + 1
     bound = (2.1 * delta + (2 * n + 64) * U) * norm
     flat = (len(positions), shape.q_dim)

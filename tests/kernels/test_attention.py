@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from kernels.cases import FEW, THREADS, assert_same_bits, assert_within, context
+from kernels.cases import (
+    FEW,
+    LEVELS,
+    THREADS,
+    assert_same_bits,
+    assert_within,
+    context,
+    step_of,
+)
 from kernels.paged import Sequence, Shape, attend, fill, make_sequence, make_store, reference
+
+from rllama._kernels import core
 
 # Around pages of 64 and spans of 512 positions; the last has neither at its end.
 BORDERS = (0, 1, 62, 63, 64, 127, 128, 510, 511, 512, 513, 1023, 1024, 1189)
@@ -16,7 +28,7 @@ GROUPS = [(2, 1), (2, 4), (1, 8)]
 def shapes() -> list[Shape]:
     return [
         Shape(n_kv_heads, group, head_dim, dtype)
-        for head_dim in ((8, 48) if FEW else (8, 16, 48, 64, 80, 128))
+        for head_dim in ((8, 48) if FEW else (8, 16, 48, 64, 80, 96, 112, 128, 256))
         for n_kv_heads, group in (GROUPS[1:2] if FEW else GROUPS)
         for dtype in ("f16", "f32")
     ]
@@ -41,6 +53,49 @@ def test_attention_matches_reference_at_every_border(isa: str, shape: Shape) -> 
         for i, row in inside:
             what = f"position {BORDERS[i]} in {first}..{last}"
             assert_same_bits(piece[row : row + 1], decoded[i : i + 1], what)
+
+
+# Windows within a page, of a page, over pages, of a span, over spans, beyond the sequence.
+KINDS = [
+    Shape(2, 2, 16, "f16", window=1),
+    Shape(1, 1, 48, "f32", window=7),
+    Shape(2, 1, 20, "f16", window=64),
+    Shape(1, 5, 8, "f32", window=65, has_sinks=True),
+    Shape(2, 4, 80, "f16", window=200, softcap=2.0),
+    Shape(1, 8, 16, "f32", window=512, softcap=50.0, has_sinks=True),
+    Shape(1, 3, 96, "f16", window=600, has_sinks=True),
+    Shape(1, 12, 16, "f16", window=5000),
+    Shape(2, 3, 112, "f32", softcap=5.0),
+    Shape(1, 2, 256, "f16", softcap=30.0, window=100),
+    Shape(2, 8, 64, "f16", has_sinks=True),
+    Shape(1, 100, 8, "f32", softcap=1.0, has_sinks=True, window=130),
+]
+
+
+def kind_id(s: Shape) -> str:
+    return f"{shape_id(s)}-w{s.window}-c{s.softcap:g}{'-sinks' * s.has_sinks}"
+
+
+@pytest.mark.parametrize("shape", KINDS[3:6] if FEW else KINDS, ids=kind_id)
+def test_attention_kinds_match_reference_at_every_border(isa: str, shape: Shape) -> None:
+    """The prompt in one piece, then decoding at each border, then pieces, all the same bits."""
+    seq = make_sequence(shape, LONGEST, seed=3)
+    kv, ctx = make_store(shape, 2 * len(seq.pages)), context(isa)
+    whole = attend(ctx, kv, [(seq, 0, LONGEST)])
+    assert_within(whole[list(BORDERS)], *reference(shape, seq, BORDERS), "prompt")
+    for p in BORDERS:
+        assert_same_bits(attend(ctx, kv, [(seq, p, p + 1)]), whole[p : p + 1], f"decode at {p}")
+    for first, last in ((0, 65), (63, 66), (190, 203), (509, 514), (600, 1113), (1186, 1190)):
+        piece = attend(context(isa, 2), kv, [(seq, first, last)])
+        assert_same_bits(piece, whole[first:last], f"piece {first}..{last}")
+
+
+@pytest.mark.parametrize("shape", KINDS, ids=kind_id)
+def test_attention_kinds_are_bit_equal_at_every_level(shape: Shape) -> None:
+    seq = make_sequence(shape, 200, seed=4)
+    results = [attend(context(i), make_store(shape, 8), [(seq, 0, 200)]) for i in LEVELS]
+    for level, result in zip(LEVELS, results, strict=True):
+        assert_same_bits(result, results[0], level)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "f32"])
@@ -73,7 +128,7 @@ def test_attention_mixed_batch_is_bit_equal_to_alone(isa: str, dtype: str, n_thr
         single = make_store(shape, 2 * len(own.pages), n_layers=2)
         fill(isa, single, own, first, layer=1)
         alone.append(attend(context(isa), single, [(own, first, last)], layer=1))
-        moved = Sequence(own.q, own.k, own.v, np.argsort(own.pages).astype(np.int32) + base)
+        moved = replace(own, pages=np.argsort(own.pages).astype(np.int32) + base)
         base += len(own.pages)
         fill(isa, store, moved, first, layer=1)
         pieces.append((moved, first, last))
@@ -85,7 +140,7 @@ def test_attention_mixed_batch_is_bit_equal_to_alone(isa: str, dtype: str, n_thr
 def test_attention_layers_do_not_share_memory(isa: str) -> None:
     shape = Shape(2, 2, 16, "f16")
     one, two = make_sequence(shape, 70, seed=20), make_sequence(shape, 70, seed=21)
-    same_pages = Sequence(two.q, two.k, two.v, one.pages)
+    same_pages = replace(two, pages=one.pages)
     kv = make_store(shape, 4, n_layers=3)
     fill(isa, kv, one, 70, layer=1)
     fill(isa, kv, same_pages, 70, layer=0)
@@ -101,7 +156,7 @@ def test_attention_ignores_what_a_page_held_before(isa: str, dtype: str) -> None
     seq = make_sequence(shape, 100, seed=22)
     bad = np.full_like(seq.k, np.nan)
     kv = make_store(shape, 4)
-    fill(isa, kv, Sequence(seq.q, bad, bad, seq.pages), 100)
+    fill(isa, kv, replace(seq, k=bad, v=bad), 100)
     fill(isa, kv, seq, 70)
     got = attend(context(isa), kv, [(seq, 70, 73)])
     assert_within(got, *reference(shape, seq, (70, 71, 72)), "reused pages")
@@ -114,7 +169,7 @@ def test_attention_keys_that_all_agree_give_the_mean(isa: str, dtype: str) -> No
     seq = make_sequence(shape, 600, seed=23)
     for size in (0.0, 1.0, 200.0, -200.0):
         keys = np.full_like(seq.k, 1.0)
-        equal = Sequence(np.full_like(seq.q, size), keys, seq.v, seq.pages)
+        equal = replace(seq, q=np.full_like(seq.q, size), k=keys)
         kv = make_store(shape, 20)
         got = attend(context(isa), kv, [(equal, 0, 600)])
         mean = np.cumsum(ref_values(seq, dtype), axis=0) / np.arange(1, 601)[:, None]
@@ -133,7 +188,7 @@ def test_attention_one_far_larger_score_picks_its_value(isa: str, dtype: str) ->
     for chosen in (0, 63, 64, 511, 512, 699):
         keys = np.zeros_like(seq.k)
         keys[chosen] = 100.0
-        picked = Sequence(np.ones_like(seq.q), keys, seq.v, seq.pages)
+        picked = replace(seq, q=np.ones_like(seq.q), k=keys)
         kv = make_store(shape, 22)
         fill(isa, kv, picked, 699)
         got = attend(context(isa), kv, [(picked, 699, 700)])
@@ -148,7 +203,7 @@ def test_attention_not_a_number_shows_from_its_token_on(isa: str, where: str) ->
     broken = {name: getattr(seq, name).copy() for name in ("q", "k", "v")}
     broken[where][70] = np.nan
     runs = []
-    for one in (seq, Sequence(**broken, pages=seq.pages)):
+    for one in (seq, replace(seq, **broken)):
         kv = make_store(shape, 4)
         runs.append(
             np.concatenate([attend(context(isa), kv, [(one, p, p + 1)]) for p in range(80)])
@@ -157,3 +212,39 @@ def test_attention_not_a_number_shows_from_its_token_on(isa: str, where: str) ->
     spoiled = np.arange(80) == 70 if where == "q" else np.arange(80) >= 70
     assert_same_bits(got[~spoiled], clean[~spoiled], where)
     assert np.isnan(got[spoiled]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize("window", [0, 9, 70])
+def test_attention_unseen_positions_add_nothing_within_a_prompt(
+    isa: str, window: int, value: float
+) -> None:
+    """A value that is not finite shows in the rows that see it, and in no other of its tile."""
+    shape = Shape(1, 2, 16, "f32", window=window)
+    seq = make_sequence(shape, 150, seed=26)
+    broken = {name: getattr(seq, name).copy() for name in ("k", "v")}
+    for name in broken:
+        broken[name][70] = value
+    clean, *spoiled = (
+        attend(context(isa), make_store(shape, 6), [(one, 0, 150)])
+        for one in (seq, *(replace(seq, **{name: broken[name]}) for name in broken))
+    )
+    seen = np.array([70 in range(shape.first_seen(p), p + 1) for p in range(150)])
+    for got in spoiled:
+        assert_same_bits(got[~seen], clean[~seen], "rows that do not see it")
+    assert not np.isfinite(spoiled[1][seen]).any()
+
+
+def test_attention_sink_far_above_takes_all_the_weight(isa: str) -> None:
+    shape = Shape(1, 2, 16, "f32")
+    seq = make_sequence(shape, 20, seed=27)
+    sinks = np.array([[-1000.0, 1000.0]], dtype=np.float32)
+    placed = core.Weight(sinks.view(np.uint8).reshape(-1), 0, 1, 2)
+    step = step_of(range(20), page_table=np.zeros((1, 1), dtype=np.int32))
+    out = np.full_like(seq.q, np.nan)
+    spec = core.AttendSpec(0, shape.scale, 0.0, 0, placed)
+    bufs = (core.Buf(a) for a in (seq.q, seq.k, seq.v))
+    context(isa).attend(*bufs, make_store(shape, 1), spec, step, core.Buf(out))
+    plain = attend(context(isa), make_store(shape, 2), [(seq, 0, 20)])
+    np.testing.assert_allclose(out[:, :16], plain[:, :16], rtol=1e-6)
+    assert np.abs(out[:, 16:]).max() < 1e-30

@@ -224,7 +224,8 @@ def test_cache_f16_rounds_every_kind_of_value(isa: str) -> None:
     ).reshape(1, 16)  # fmt: skip
     kv = core.KVStore(1, 1, 1, 16, "f16")
     out, zero = core.Buf.zeros(1, 16), core.Buf.zeros(1, 16)
-    context(isa).attend(zero, zero, core.Buf(values), kv, 0, step_of([0]), out)
+    spec = core.AttendSpec(0, 0.25, 0.0, 0, None)
+    context(isa).attend(zero, zero, core.Buf(values), kv, spec, step_of([0]), out)
     np.testing.assert_array_equal(out.array, ref_ops.store(values, "f16"))
 
 

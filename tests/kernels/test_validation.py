@@ -32,12 +32,23 @@ def weight(n_rows: int = 5, n_cols: int = 32, fmt: str = "F32") -> core.Weight:
     return random_weight(fmt, n_rows, n_cols, seed=1).weight
 
 
+def spec(layer: int = 0, **kind: object) -> core.AttendSpec:
+    return context(ISA).attend_spec(layer, **{"scale": 0.5} | kind)  # type: ignore[arg-type]
+
+
 def attend(**changes: object) -> None:
     given: dict[str, object] = {
-        "q": buf(2, 32), "k": buf(2, 16), "v": buf(2, 16), "kv": store(), "layer": 0,
+        "q": buf(2, 32), "k": buf(2, 16), "v": buf(2, 16), "kv": store(), "spec": spec(),
         "step": step_of([0, 1]), "out": buf(2, 32),
     }  # fmt: skip
     context(ISA).attend(*(given | changes).values())  # type: ignore[arg-type]
+
+
+def twice(first: int, second: int) -> None:
+    """Two layers in one step; the page before the first one's window is not there."""
+    kv, step = store(), step_of([65, 66], page_table=np.array([[-1, 0]], dtype=np.int32))
+    attend(kv=kv, step=step, spec=spec(0, window=first))
+    attend(kv=kv, step=step, spec=spec(1, window=second))
 
 
 CALLS: dict[str, Callable[[], object]] = {
@@ -71,8 +82,14 @@ CALLS: dict[str, Callable[[], object]] = {
     "gather rows": lambda: context(ISA).gather(
         buf(2, 8), step_of([0, 1], logit_rows=[1]), buf(2, 8)
     ),
-    "attend layer": lambda: attend(layer=2),
-    "attend layer below": lambda: attend(layer=-1),
+    "attend layer": lambda: attend(spec=spec(2)),
+    "attend sinks": lambda: attend(spec=spec(sinks=weight(1, 5))),
+    "spec layer below": lambda: spec(-1),
+    "spec window below": lambda: spec(window=-1),
+    "spec scale": lambda: spec(scale=float("nan")),
+    "spec softcap": lambda: spec(softcap=-1.0),
+    "spec sinks in F16": lambda: spec(sinks=weight(1, 32, "F16")),
+    "spec sinks of two rows": lambda: spec(sinks=weight(2)),
     "attend k width": lambda: attend(k=buf(2, 8)),
     "attend heads": lambda: attend(q=buf(2, 24), out=buf(2, 24)),
     "attend out": lambda: attend(out=buf(2, 16)),
@@ -83,6 +100,12 @@ CALLS: dict[str, Callable[[], object]] = {
     "attend page missing": lambda: attend(
         step=step_of([0, 1], page_table=np.array([[-1]], dtype=np.int32))
     ),
+    "attend page in the window missing": lambda: attend(
+        spec=spec(window=3),
+        step=step_of([65, 66], page_table=np.array([[-1, 0]], dtype=np.int32)),
+    ),
+    "attend wider window after a narrow one": lambda: twice(2, 3),
+    "attend everything after a window": lambda: twice(2, 0),
     "attend table short": lambda: attend(step=step_of([63, 64])),
     "step negative id": lambda: step_of([0], token_ids=[-1]),
     "step negative position": lambda: step_of([-1]),
@@ -134,8 +157,9 @@ def test_validation_says_what_is_wrong() -> None:
         lambda: context(ISA).glu(buf(2, 8), None),  # type: ignore[arg-type]
         lambda: attend(kv=None),
         lambda: attend(step=None),
+        lambda: attend(spec=None),
     ],
-    ids=["x", "weight", "out", "up", "kv", "step"],
+    ids=["x", "weight", "out", "up", "kv", "step", "spec"],
 )
 def test_validation_none_is_an_error_and_no_crash(call: Callable[[], object]) -> None:
     with pytest.raises((AttributeError, TypeError)):

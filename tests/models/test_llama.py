@@ -44,6 +44,25 @@ def test_llama_variants_match_reference(
     assert relative_error(got, ref_forward(cfg, float64_of(views), ids)) < BOUND["F32"]
 
 
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"windows": (5, 0)},
+        {"windows": (16, 16)},
+        {"attn_softcap": 1.5},
+        {"attn_scale": 0.1, "windows": (0, 3), "attn_softcap": 0.5},
+    ],
+    ids=["mixed", "window", "softcap", "all"],
+)
+def test_llama_attention_of_the_config_matches_reference(attention: dict[str, object]) -> None:
+    cfg, plain = tiny_config(**attention), tiny_config()
+    views = views_of(random_model(cfg, seed=8), "F32")
+    ids = tokens(cfg, 40)
+    got = make(cfg, views).run([(ids, 0, [0])])
+    assert relative_error(got, ref_forward(cfg, float64_of(views), ids)) < BOUND["F32"]
+    assert relative_error(got, ref_forward(plain, float64_of(views), ids)) > 1e-2
+
+
 def test_llama_two_sequences_in_pieces_over_scattered_pages_match_reference() -> None:
     cfg = tiny_config(max_seq_len=256)
     views = views_of(random_model(cfg, seed=6), "F32")

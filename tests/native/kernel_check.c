@@ -250,8 +250,15 @@ typedef struct {
     int32_t format;
     float *q, *k, *v;        /* of all positions */
     double *k_kept, *v_kept; /* as the cache gives them back */
+    float *sinks;            /* [H] or NULL */
+    double softcap;
+    int64_t window;
     rl_kv *kv;
 } sequence;
+
+static int64_t first_seen(const sequence *s, int64_t position) {
+    return s->window > 0 && position >= s->window ? position - s->window + 1 : 0;
+}
 
 static double *kept(const float *values, int64_t n, int32_t format) {
     double *out = must_alloc((size_t)n * sizeof(double));
@@ -278,14 +285,17 @@ static void free_sequence(sequence *s) {
     free(s->v);
     free(s->k_kept);
     free(s->v_kept);
+    free(s->sinks);
     rl_kv_free(s->kv);
 }
 
-/* Positions first .. last-1 as one step. The page table runs backwards. */
+/* Positions first .. last-1 as one step. The page table runs backwards; what is before the window
+ * is not in it. */
 static float *run_attend(rl_ctx *ctx, const sequence *s, int64_t first, int64_t last) {
     int32_t pages[N_PAGES], start[] = {0, (int32_t)(last - first)}, positions[CONTEXT];
     int64_t q_dim = s->dim * s->n_kv_heads * s->group, kv_dim = s->dim * s->n_kv_heads;
-    for (int i = 0; i < N_PAGES; i++) pages[i] = N_PAGES - 1 - i;
+    for (int i = 0; i < N_PAGES; i++)
+        pages[i] = i < first_seen(s, first) / RL_PAGE_LEN ? -1 : N_PAGES - 1 - i;
     for (int64_t t = first; t < last; t++) positions[t - first] = (int32_t)t;
     float *out = must_alloc((size_t)((last - first) * q_dim) * sizeof(float));
     rl_attend_op op = {.q = s->q + first * q_dim,
@@ -300,6 +310,9 @@ static float *run_attend(rl_ctx *ctx, const sequence *s, int64_t first, int64_t 
                        .n_heads = s->n_kv_heads * s->group,
                        .pages_per_seq = N_PAGES,
                        .layer = 1,
+                       .sinks = s->sinks,
+                       .softcap = s->softcap,
+                       .window = s->window,
                        .scale = 1.0 / sqrt((double)s->dim)};
     check(rl_attend(ctx, s->kv, &op) == RL_OK, "attend status", first, last, s->dim);
     return out;
@@ -309,7 +322,8 @@ static void check_attended(const sequence *s, int64_t position, int64_t head, co
     int64_t d = s->dim, kv_dim = d * s->n_kv_heads, shift = head / s->group * d;
     const float *q = s->q + (position * s->n_kv_heads * s->group + head) * d;
     double scores[CONTEXT], most = -INFINITY, largest = 0.0, total = 0.0;
-    for (int64_t p = 0; p <= position; p++) {
+    int64_t first = first_seen(s, position);
+    for (int64_t p = first; p <= position; p++) {
         double norm = 0.0;
         scores[p] = 0.0;
         for (int64_t i = 0; i < d; i++) {
@@ -317,35 +331,38 @@ static void check_attended(const sequence *s, int64_t position, int64_t head, co
             scores[p] += term;
             norm += fabs(term);
         }
+        if (s->softcap > 0.0) scores[p] = s->softcap * tanh(scores[p] / s->softcap);
         most = fmax(most, scores[p]);
         largest = fmax(largest, norm);
     }
-    for (int64_t p = 0; p <= position; p++) total += scores[p] = exp(scores[p] - most);
+    if (s->sinks != NULL) {
+        most = fmax(most, s->sinks[head]);
+        total = exp(s->sinks[head] - most);
+    }
+    for (int64_t p = first; p <= position; p++) total += scores[p] = exp(scores[p] - most);
     for (int64_t i = 0; i < d; i++) {
         double want = 0.0, norm = 0.0;
-        for (int64_t p = 0; p <= position; p++) {
+        for (int64_t p = first; p <= position; p++) {
             double term = scores[p] / total * s->v_kept[p * kv_dim + shift + i];
             want += term;
             norm += fabs(term);
         }
-        double bound = 2.1 * (double)(d + 5) * largest + 2.0 * (double)position + 66;
+        double bound = 2.1 * (double)(d + 15) * largest + 2.0 * (double)position + 66;
         check(fabs(got[i] - want) <= bound * ROUNDING * norm, "attend position head dim", position,
               head, d);
     }
 }
 
-static void check_attention(rl_ctx *ctx, rl_ctx *threads, int32_t format, int64_t dim,
-                            int64_t n_kv_heads, int64_t group) {
+static void check_attention(rl_ctx *ctx, rl_ctx *threads, sequence s) {
     static const int64_t cuts[] = {0, 1, 70, 511, 513, 600, 1023, 1026, CONTEXT};
-    int64_t q_dim = dim * n_kv_heads * group;
-    sequence s = make_sequence(format, dim, n_kv_heads, group);
+    int64_t n_heads = s.n_kv_heads * s.group, dim = s.dim, q_dim = dim * n_heads;
     for (int i = 0; i + 1 < (int)(sizeof cuts / sizeof cuts[0]); i++) {
         int64_t n = cuts[i + 1] - cuts[i];
         float *piece = run_attend(i % 2 ? ctx : threads, &s, cuts[i], cuts[i + 1]);
         float *last = run_attend(ctx, &s, cuts[i + 1] - 1, cuts[i + 1]);
         check(same_bits(piece + (n - 1) * q_dim, last, q_dim), "decode is not prompt", cuts[i],
               cuts[i + 1], dim);
-        for (int64_t head = 0; head < n_kv_heads * group; head++) {
+        for (int64_t head = 0; head < n_heads; head++) {
             check_attended(&s, cuts[i + 1] - 1, head, last + head * dim);
             check_attended(&s, cuts[i], head, piece + head * dim);
         }
@@ -353,6 +370,15 @@ static void check_attention(rl_ctx *ctx, rl_ctx *threads, int32_t format, int64_
         free(last);
     }
     free_sequence(&s);
+}
+
+/* A layer with a window, a cap and sinks. */
+static void check_attention_kind(rl_ctx *ctx, rl_ctx *threads, int32_t format, int64_t window) {
+    sequence s = make_sequence(format, 16, 1, 3);
+    s.window = window;
+    s.softcap = 0.5;
+    s.sinks = random_floats(3);
+    check_attention(ctx, threads, s);
 }
 
 /* ---- all of it ---- */
@@ -375,8 +401,12 @@ static void check_level(void) {
         check_rope(ctx, half, RL_ROPE_INTERLEAVED);
     }
     for (int32_t format = 0; format < RL_N_KV_FORMATS; format++) {
-        check_attention(ctx, threads, format, 20, 2, 1);
-        if (!is_short) check_attention(ctx, threads, format, 16, 1, 3);
+        check_attention(ctx, threads, make_sequence(format, 20, 2, 1));
+        check_attention_kind(ctx, threads, format, 70);
+        if (is_short) continue;
+        check_attention(ctx, threads, make_sequence(format, 16, 1, 3));
+        check_attention_kind(ctx, threads, format, 3);
+        check_attention_kind(ctx, threads, format, 600);
     }
     rl_ctx_free(ctx);
     rl_ctx_free(threads);

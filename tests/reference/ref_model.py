@@ -27,7 +27,8 @@ def forward(cfg: ModelConfig, weights: Mapping[str, F64], token_ids: Sequence[in
         k = (h @ w["wk"].T).reshape(n_tokens, cfg.n_kv_heads, cfg.head_dim)
         v = (h @ w["wv"].T).reshape(n_tokens, cfg.n_kv_heads, cfg.head_dim)
         q, k = rope(q, cfg), rope(k, cfg)
-        x = x + attention(q, k, v).reshape(n_tokens, -1) @ w["wo"].T
+        a = attention(q, k, v, cfg, cfg.windows[i] if cfg.windows else 0, w.get("sinks"))
+        x = x + a.reshape(n_tokens, -1) @ w["wo"].T
         h = rms_norm(x, w["ffn_norm"], cfg.norm_eps)
         x = x + (silu(h @ w["w_gate"].T) * (h @ w["w_up"].T)) @ w["w_down"].T
     head = weights.get("lm_head", weights["embed"])
@@ -57,18 +58,27 @@ def rope(x: F64, cfg: ModelConfig) -> F64:
     return out
 
 
-def attention(q: F64, k: F64, v: F64) -> F64:
+def attention(
+    q: F64, k: F64, v: F64, cfg: ModelConfig, window: int = 0, sinks: F64 | None = None
+) -> F64:
     """Causal, grouped: query head h reads key/value head h // (H / G).
 
-    Shapes:  q [T, H, d], k and v [T, G, d], result [T, H, d]
+    Shapes:  q [T, H, d], k and v [T, G, d], sinks [H], result [T, H, d]
     """
     n_tokens, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
     out = np.empty_like(q)
-    causal = np.tril(np.ones((n_tokens, n_tokens), dtype=bool))
+    seen = np.tril(np.ones((n_tokens, n_tokens), dtype=bool))
+    if window:
+        seen &= ~np.tril(seen, -window)
     for h in range(n_heads):
-        scores = q[:, h] @ k[:, h // group].T / np.sqrt(head_dim)
-        scores = np.where(causal, scores, -np.inf)
+        scores = q[:, h] @ k[:, h // group].T * (cfg.attn_scale or head_dim**-0.5)
+        if cfg.attn_softcap:
+            scores = cfg.attn_softcap * np.tanh(scores / cfg.attn_softcap)
+        scores = np.where(seen, scores, -np.inf)
         weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        out[:, h] = weight / weight.sum(axis=-1, keepdims=True) @ v[:, h // group]
+        total = weight.sum(axis=-1, keepdims=True)
+        if sinks is not None:
+            total += np.exp(sinks[h] - scores.max(axis=-1, keepdims=True))
+        out[:, h] = weight / total @ v[:, h // group]
     return out

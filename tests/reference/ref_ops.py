@@ -164,25 +164,38 @@ def store(values: F32, kv_dtype: str) -> F64:
         return values.astype(np.float16 if kv_dtype == "f16" else np.float32).astype(np.float64)
 
 
-def attention(q: F32, k: F64, v: F64, positions: list[int]) -> tuple[F64, F64, F64]:
+def attention(
+    q: F32,
+    k: F64,
+    v: F64,
+    positions: list[int],
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: F32 | None = None,
+) -> tuple[F64, F64, F64]:
     """Causal attention of some tokens of one sequence over its plain cache.
 
-    Shapes:  q [T, H, d] at the positions, k and v [P, G, d]
+    Shapes:  q [T, H, d] at the positions, k and v [P, G, d], sinks [H]
     Notes:   query head h reads key/value head h // (H / G); besides the result: the sums of
-             weight * |v| [T, H, d], and per row the largest sum |q||k| / sqrt(d), [T, H, 1]
+             weight * |v| [T, H, d], and per row the largest sum scale * |q||k|, [T, H, 1]
     """
-    n_heads, head_dim = q.shape[1:]
+    n_heads = q.shape[1]
     wide = q.astype(np.float64)
     group = n_heads // k.shape[1]
     out, norm = np.zeros_like(wide), np.zeros_like(wide)
     largest = np.zeros((len(q), n_heads, 1))
     for t, position in enumerate(positions):
+        seen = slice(max(0, position - window + 1) if window else 0, position + 1)
         for h in range(n_heads):
-            keys, values = k[: position + 1, h // group], v[: position + 1, h // group]
-            scores = keys @ wide[t, h] / np.sqrt(head_dim)
-            weights = np.exp(scores - scores.max())
-            weights /= weights.sum()
+            keys, values = k[seen, h // group], v[seen, h // group]
+            scores = keys @ wide[t, h] * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            logits = scores if sinks is None else np.append(scores, np.float64(sinks[h]))
+            weights = np.exp(scores - logits.max()) / np.exp(logits - logits.max()).sum()
             out[t, h] = weights @ values
             norm[t, h] = weights @ np.abs(values)
-            largest[t, h] = (np.abs(keys) @ np.abs(wide[t, h])).max() / np.sqrt(head_dim)
+            largest[t, h] = (np.abs(keys) @ np.abs(wide[t, h])).max() * abs(scale)
     return out, norm, largest

@@ -4,7 +4,8 @@ No algorithm lives here. Activations are `Buf`, weights are `Weight`, the arrays
 `Step`; all three hold plain pointers, so that an op costs about a microsecond to call.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.math cimport isfinite
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 
 from rllama._kernels.rl cimport *
 
@@ -142,6 +143,7 @@ cdef class Step:
     cdef int64_t pages_per_seq
     cdef int32_t max_id, max_position
     cdef uintptr_t checked_kv
+    cdef int64_t checked_window  # the widest that all pages are there for
 
     def __init__(self, batch):
         self.token_ids = batch.token_ids
@@ -184,19 +186,45 @@ cdef class Step:
                 raise ShapeError(f"batch: logit row {self.logit_rows[t]} of {self.n_tokens} tokens")
         return 0
 
-    cdef int check_pages(self, KVStore kv) except -1:
-        cdef int64_t b, j, last
-        if self.checked_kv == <uintptr_t>kv.c:
+    cdef int check_pages(self, KVStore kv, int64_t window) except -1:
+        """Every page that a query sees is one of the store; pages before its window may be -1."""
+        cdef int64_t b, j, first, last
+        if window == 0:
+            window = INT64_MAX
+        if self.checked_kv == <uintptr_t>kv.c and window <= self.checked_window:
             return 0
         for b in range(self.n_seqs):
+            first = max(0, self.positions[self.seq_start[b]] - window + 1) // RL_PAGE_LEN
             last = self.positions[self.seq_start[b + 1] - 1] // RL_PAGE_LEN
             if last >= self.pages_per_seq:
                 raise ShapeError(f"batch: sequence {b} has no page for its last position")
-            for j in range(last + 1):
+            for j in range(first, last + 1):
                 if not 0 <= self.page_table[b, j] < kv.c.n_pages:
                     raise ShapeError(f"batch: page {self.page_table[b, j]} of {kv.c.n_pages}")
         self.checked_kv = <uintptr_t>kv.c
+        self.checked_window = window
         return 0
+
+
+cdef class AttendSpec:
+    """How one layer attends: made once, checked once."""
+
+    cdef readonly int64_t layer, window
+    cdef readonly double scale, softcap
+    cdef Weight sinks
+
+    def __init__(self, int64_t layer, double scale, double softcap, int64_t window, Weight sinks):
+        if layer < 0 or not 0 <= window < 2**31:
+            raise ShapeError(f"attention: layer {layer}, window {window}")
+        if not isfinite(scale) or not isfinite(softcap) or softcap < 0:
+            raise ShapeError(f"attention: scale {scale}, softcap {softcap}")
+        if sinks is not None and (sinks.c.format != 0 or sinks.c.n_rows != 1):
+            raise ShapeError(f"attention: sinks {sinks.shape} must be one F32 row")
+        self.layer = layer
+        self.window = window
+        self.scale = scale
+        self.softcap = softcap
+        self.sinks = sinks
 
 
 cdef class RopeTable:
@@ -405,22 +433,33 @@ cdef class Context:
                                  &step.positions[0], table.c, kind)
         self.leave(status)
 
-    def attend(self, Buf q, Buf k, Buf v, KVStore kv, int64_t layer, Step step, Buf out):
-        """Store k and v, then attend each query to positions 0 .. its own, scaled by 1/sqrt(d)."""
+    def attend_spec(self, int64_t layer, *, double scale, double softcap=0.0, int64_t window=0,
+                    Weight sinks=None):
+        """How a layer attends, for `attend`. Raises ShapeError."""
+        return AttendSpec(layer, scale, softcap, window, sinks)
+
+    def attend(self, Buf q, Buf k, Buf v, KVStore kv, AttendSpec spec, Step step, Buf out):
+        """Store k and v, then attend each query to the positions up to its own that it sees."""
         cdef rl_attend_op op
         cdef rl_status status
         if kv.c == NULL:
             raise BackendError("attend: the cache is closed")
         cdef int64_t kv_dim = kv.c.n_kv_heads * kv.c.head_dim
-        if not 0 <= layer < kv.c.n_layers:
-            raise ShapeError(f"attend: layer {layer} of {kv.c.n_layers}")
+        if spec.layer >= kv.c.n_layers:
+            raise ShapeError(f"attend: layer {spec.layer} of {kv.c.n_layers}")
         if k.n_cols != kv_dim or v.n_cols != kv_dim or q.n_cols % kv_dim or out.n_cols != q.n_cols:
             raise ShapeError(f"attend: q {(q.n_rows, q.n_cols)} k {(k.n_rows, k.n_cols)} "
                              f"v {(v.n_rows, v.n_cols)} cache width {kv_dim}")
         if not (q.n_rows == k.n_rows == v.n_rows == out.n_rows == step.n_tokens):
             raise ShapeError(f"attend: rows {q.n_rows} {k.n_rows} {v.n_rows} {out.n_rows} for "
                              f"{step.n_tokens} tokens")
-        step.check_pages(kv)
+        op.n_heads = q.n_cols // kv.c.head_dim
+        op.sinks = NULL
+        if spec.sinks is not None:
+            if spec.sinks.c.n_cols != op.n_heads:
+                raise ShapeError(f"attend: {spec.sinks.c.n_cols} sinks for {op.n_heads} heads")
+            op.sinks = <const float *>spec.sinks.c.data
+        step.check_pages(kv, spec.window)
         op.q = q.data
         op.k = k.data
         op.v = v.data
@@ -430,10 +469,11 @@ cdef class Context:
         op.page_table = &step.page_table[0, 0]
         op.n_tokens = step.n_tokens
         op.n_seqs = step.n_seqs
-        op.n_heads = q.n_cols // kv.c.head_dim
         op.pages_per_seq = step.pages_per_seq
-        op.layer = layer
-        op.scale = 1.0 / (<double>kv.c.head_dim) ** 0.5
+        op.layer = spec.layer
+        op.scale = spec.scale
+        op.softcap = spec.softcap
+        op.window = spec.window
         self.enter()
         with nogil:
             status = rl_attend(self.c, kv.c, &op)

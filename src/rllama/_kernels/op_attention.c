@@ -61,9 +61,10 @@ static uint8_t *value_page(const rl_kv *kv, int64_t layer, int64_t page, int64_t
 /* A run of query tokens of one sequence, and the scratch of its partial results. */
 typedef struct {
     int64_t seq, first_token, n_tokens;
-    int64_t n_spans;
-    int64_t first_item; /* items: n_kv_heads * (split ? n_spans : 1) */
-    int64_t partial;    /* offset in floats of the first span's partial results; split only */
+    int64_t first_seen;          /* the first position that any of its queries sees */
+    int64_t first_span, n_spans; /* from the span of that position to the span of the last */
+    int64_t first_item;          /* items: n_kv_heads * (split ? n_spans : 1) */
+    int64_t partial; /* offset in floats of the first span's partial results; split only */
     int split;
 } query_tile;
 
@@ -76,6 +77,11 @@ typedef struct {
     int64_t n_tiles, n_items, n_partials, heads_per_kv, tile_tokens;
     int64_t n_scores; /* query rows times positions, for the choice between threads and none */
 } attend_work;
+
+/* The first position that a query sees. */
+static int64_t first_seen(const rl_attend_op *op, int64_t position) {
+    return op->window > 0 ? rl_max64(0, position - op->window + 1) : 0;
+}
 
 static int64_t seq_of_token(const rl_attend_op *op, int64_t token) {
     int64_t seq = 0;
@@ -114,12 +120,15 @@ static void add_tile(attend_work *work, int64_t seq, int64_t first, int64_t n) {
     tile->seq = seq;
     tile->first_token = first;
     tile->n_tokens = n;
-    tile->n_spans = op->positions[first + n - 1] / RL_SPAN_LEN + 1;
+    int64_t last_seen = op->positions[first + n - 1];
+    tile->first_seen = first_seen(op, op->positions[first]);
+    tile->first_span = tile->first_seen / RL_SPAN_LEN;
+    tile->n_spans = last_seen / RL_SPAN_LEN + 1 - tile->first_span;
     tile->split = op->seq_start[seq + 1] - op->seq_start[seq] <= SPLIT_TOKENS && tile->n_spans > 1;
     tile->first_item = work->n_items;
     tile->partial = work->n_partials;
     work->n_items += work->kv->n_kv_heads * (tile->split ? tile->n_spans : 1);
-    work->n_scores += n * op->n_heads * (op->positions[first + n - 1] + 1);
+    work->n_scores += n * op->n_heads * (last_seen + 1 - tile->first_seen);
     if (tile->split)
         work->n_partials += work->kv->n_kv_heads * tile->n_spans *
                             partial_floats(work, n * work->heads_per_kv);
@@ -137,12 +146,12 @@ typedef struct {
     float *q, *scores;
     float *max, *sum, *acc;                   /* of the span */
     float *state_max, *state_sum, *state_acc; /* merged */
-    int32_t *n_valid;
+    rl_seen *seen;
 } item_scratch;
 
 static int64_t scratch_floats(const attend_work *work) {
     int64_t rows = work->tile_tokens * work->heads_per_kv;
-    return rows * (work->kv->head_dim + 2 * work->kv->d_padded + 5) + RL_MAX_TILE * RL_PAGE_LEN +
+    return rows * (work->kv->head_dim + 2 * work->kv->d_padded + 6) + RL_MAX_TILE * RL_PAGE_LEN +
            9 * 16;
 }
 
@@ -164,7 +173,7 @@ static item_scratch carve_scratch(const attend_work *work, int thread) {
     s.sum = carve(&next, rows);
     s.state_max = carve(&next, rows);
     s.state_sum = carve(&next, rows);
-    s.n_valid = (int32_t *)(void *)carve(&next, rows);
+    s.seen = (rl_seen *)(void *)carve(&next, 2 * rows);
     return s;
 }
 
@@ -182,24 +191,41 @@ static void pack_queries(const attend_work *work, const query_tile *tile, int64_
     }
 }
 
+static rl_seen seen_of_span(const rl_attend_op *op, int64_t position, int64_t first) {
+    int64_t low = rl_max64(0, first_seen(op, position) - first);
+    return (rl_seen){(int32_t)rl_min64(RL_SPAN_LEN, low),
+                     (int32_t)rl_max64(0, rl_min64(RL_SPAN_LEN, position + 1 - first))};
+}
+
 static void run_span(const attend_work *work, const query_tile *tile, int64_t g, int64_t span,
                      const item_scratch *s, float *max, float *sum, float *acc) {
     const rl_attend_op *op = work->op;
-    const uint8_t *k_pages[PAGES_PER_SPAN], *v_pages[PAGES_PER_SPAN];
+    const uint8_t *k_pages[PAGES_PER_SPAN] = {0}, *v_pages[PAGES_PER_SPAN] = {0};
     const int32_t *pages = op->page_table + tile->seq * op->pages_per_seq;
     int64_t first = span * RL_SPAN_LEN, n_rows = tile->n_tokens * work->heads_per_kv;
     int64_t last = op->positions[tile->first_token + tile->n_tokens - 1];
-    for (int64_t i = 0; i < PAGES_PER_SPAN && first + i * RL_PAGE_LEN <= last; i++) {
-        k_pages[i] = key_page(work->kv, op->layer, pages[first / RL_PAGE_LEN + i], g);
-        v_pages[i] = value_page(work->kv, op->layer, pages[first / RL_PAGE_LEN + i], g);
+    int64_t first_page = rl_max64(first, tile->first_seen) / RL_PAGE_LEN;
+    int64_t last_page = rl_min64(first + RL_SPAN_LEN - 1, last) / RL_PAGE_LEN;
+    for (int64_t page = first_page; page <= last_page; page++) {
+        int64_t i = page - first / RL_PAGE_LEN;
+        k_pages[i] = key_page(work->kv, op->layer, pages[page], g);
+        v_pages[i] = value_page(work->kv, op->layer, pages[page], g);
     }
-    for (int64_t row = 0; row < n_rows; row++) {
-        int64_t seen = op->positions[tile->first_token + row / work->heads_per_kv] + 1 - first;
-        s->n_valid[row] = (int32_t)rl_min64(RL_SPAN_LEN, seen);
-    }
-    rl_span args = {
-        s->q, k_pages, v_pages, s->n_valid, n_rows, work->kv->head_dim, work->kv->d_padded,
-        max,  sum,     acc,     s->scores};
+    for (int64_t row = 0; row < n_rows; row++)
+        s->seen[row] = seen_of_span(op, op->positions[tile->first_token + row / work->heads_per_kv],
+                                    first);
+    rl_span args = {.q = s->q,
+                    .k_pages = k_pages,
+                    .v_pages = v_pages,
+                    .seen = s->seen,
+                    .n_rows = n_rows,
+                    .head_dim = work->kv->head_dim,
+                    .d_padded = work->kv->d_padded,
+                    .softcap = (float)op->softcap,
+                    .max = max,
+                    .sum = sum,
+                    .acc = acc,
+                    .scores = s->scores};
     work->ctx->table.span[work->kv->format](&args);
 }
 
@@ -211,10 +237,25 @@ static void start_state(const item_scratch *s, int64_t n_rows, int64_t d_padded)
     memset(s->state_acc, 0, (size_t)(n_rows * d_padded) * sizeof(float));
 }
 
+/* The sink of each row is one more position, with a logit and without a value. */
+static void merge_sinks(const attend_work *work, const query_tile *tile, int64_t g,
+                        const item_scratch *s) {
+    int64_t per_kv = work->heads_per_kv, n_rows = tile->n_tokens * per_kv;
+    int64_t d_padded = work->kv->d_padded;
+    for (int64_t row = 0; row < n_rows; row++) {
+        s->max[row] = work->op->sinks[g * per_kv + row % per_kv];
+        s->sum[row] = 1.0f;
+    }
+    memset(s->acc, 0, (size_t)(n_rows * d_padded) * sizeof(float));
+    work->ctx->table.merge(n_rows, d_padded, s->max, s->sum, s->acc, s->state_max, s->state_sum,
+                           s->state_acc);
+}
+
 static void write_rows(const attend_work *work, const query_tile *tile, int64_t g,
                        const item_scratch *s) {
     const rl_attend_op *op = work->op;
     int64_t d = work->kv->head_dim, per_kv = work->heads_per_kv;
+    if (op->sinks != NULL) merge_sinks(work, tile, g, s);
     for (int64_t row = 0; row < tile->n_tokens * per_kv; row++) {
         int64_t token = tile->first_token + row / per_kv, head = g * per_kv + row % per_kv;
         float *out = op->out + (token * op->n_heads + head) * d;
@@ -247,14 +288,14 @@ static void attend_item(void *arg, int64_t item, int thread) {
         float *partial = work->partials + tile->partial + index * partial_floats(work, n_rows);
         int64_t g = index / tile->n_spans;
         pack_queries(work, tile, g, s.q);
-        run_span(work, tile, g, index % tile->n_spans, &s, partial, partial + n_rows,
-                 partial + 2 * n_rows);
+        run_span(work, tile, g, tile->first_span + index % tile->n_spans, &s, partial,
+                 partial + n_rows, partial + 2 * n_rows);
         return;
     }
     pack_queries(work, tile, index, s.q);
     start_state(&s, n_rows, d_padded);
     for (int64_t span = 0; span < tile->n_spans; span++) {
-        run_span(work, tile, index, span, &s, s.max, s.sum, s.acc);
+        run_span(work, tile, index, tile->first_span + span, &s, s.max, s.sum, s.acc);
         work->ctx->table.merge(n_rows, d_padded, s.max, s.sum, s.acc, s.state_max, s.state_sum,
                                s.state_acc);
     }

@@ -141,10 +141,13 @@ typedef struct {
     float *out;                                        /* [T, H, d] */
     const int32_t *positions, *seq_start, *page_table; /* [T], [B+1], [B, P] */
     int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer;
-    double scale; /* of q . k */
+    const float *sinks;    /* [H] logits that join the denominator only, or NULL */
+    double scale, softcap; /* score = softcap * tanh(scale * q . k / softcap); 0: no cap */
+    int64_t window;        /* a query sees so many positions up to its own; 0: all of them */
 } rl_attend_op;
 
-/* Store k and v into the cache, then attend every query to positions 0..its own. */
+/* Store k and v into the cache, then attend every query to the positions that it sees. Pages that
+ * no query of the step sees may be anything in the page table. */
 rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op);
 
 /* ---- measuring ---- */

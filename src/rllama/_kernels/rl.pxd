@@ -84,6 +84,8 @@ cdef extern from "rl.h" nogil:
         const int32_t *seq_start
         const int32_t *page_table
         int64_t n_tokens, n_seqs, n_heads, pages_per_seq, layer
-        double scale
+        const float *sinks
+        double scale, softcap
+        int64_t window
     rl_status rl_attend(rl_ctx *ctx, rl_kv *kv, const rl_attend_op *op) noexcept
     uint64_t rl_read_all(rl_ctx *ctx, const uint8_t *data, int64_t n_bytes) noexcept

@@ -31,12 +31,18 @@ typedef void (*rl_gemm_fn)(const void *panel, int64_t n_units, const void *acts,
 typedef void (*rl_quant_act_fn)(const float *x, int64_t n_cols, int n_tokens, int32_t offset,
                                 void *acts);
 
+/* Positions low .. high of a span or a page that a row sees, high excluded; none if low >= high. */
+typedef struct {
+    int32_t low, high;
+} rl_seen;
+
 /* A span of up to RL_SPAN_LEN positions for n_rows query rows that share one key/value head. */
 typedef struct {
     const float *q; /* tiles of RL max_tile rows, each [d][tile], already scaled */
-    const uint8_t *const *k_pages, *const *v_pages;
-    const int32_t *n_valid; /* [n_rows] positions of this span that the row may see, may be <= 0 */
+    const uint8_t *const *k_pages, *const *v_pages; /* of the pages that any row sees */
+    const rl_seen *seen;                            /* [n_rows] from the span's first position */
     int64_t n_rows, head_dim, d_padded;
+    float softcap;          /* a score becomes softcap * tanh(score); 0: no cap */
     float *max, *sum, *acc; /* [n_rows], [n_rows], [n_rows, d_padded] */
     float *scores;          /* [n_rows, RL_PAGE_LEN] scratch */
 } rl_span;

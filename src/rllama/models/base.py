@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rllama.backend import Backend, KVStore, ScratchSpec, Weight
+from rllama.backend import AttendSpec, Backend, KVStore, ScratchSpec, Weight
 from rllama.batch import Batch
 from rllama.config import ModelConfig
 from rllama.dtypes import F16, F32
@@ -23,7 +23,8 @@ class Decoder:
     """A decoder-only model on a backend. Subclasses name their tensors and write `forward`.
 
     Notes:   tensors are as `check_tensors` gave them; `layers[i]` holds the placed weights of a
-             layer under their short names, tensors outside the layers are attributes of the model
+             layer under their short names, and its attend_spec; a vector `sinks` goes into that;
+             tensors outside the layers are attributes of the model
     """
 
     TENSORS: ClassVar[tuple[T, ...]] = ()
@@ -48,6 +49,8 @@ class Decoder:
         self.kv_dtype: Literal["f32", "f16"] = natural_kv_dtype(tensors, f16=f16)
         self.layers: list[SimpleNamespace] = [SimpleNamespace() for _ in range(cfg.n_layers)]
         self._place(tensors, f16=f16, on_progress=on_progress)
+        for i, layer in enumerate(self.layers):
+            layer.attend_spec = self._attend_spec(i)
         self.rope_table = backend.rope_table(max_seq_len or cfg.max_seq_len, inv_freq(cfg))
         self.scratch = backend.scratch(scratch_spec(cfg, max_batch_tokens))
 
@@ -57,6 +60,16 @@ class Decoder:
         Shapes:  result [R, V] f32
         """
         raise NotImplementedError
+
+    def _attend_spec(self, i: int) -> AttendSpec:
+        cfg = self.cfg
+        return self.backend.attend_spec(
+            i,
+            scale=cfg.head_dim**-0.5 if cfg.attn_scale is None else cfg.attn_scale,
+            softcap=cfg.attn_softcap,
+            window=cfg.windows[i] if cfg.windows else 0,
+            sinks=getattr(self.layers[i], "sinks", None),
+        )
 
     def _place(
         self, tensors: Mapping[str, TensorView], *, f16: bool, on_progress: OnProgress | None

@@ -42,11 +42,11 @@ class Llama(Decoder):
         be, s, eps = self.backend, self.scratch.take(batch.n_tokens), self.cfg.norm_eps
         step = be.begin(batch)
         be.embed(step, self.embed, s.x)  # [T, D]
-        for i, w in enumerate(self.layers):
+        for w in self.layers:
             be.rms_norm(s.x, w.attn_norm, eps, s.h)  # [T, D]
             be.matmul(s.h, (w.wq, w.wk, w.wv), (s.q, s.k, s.v))  # [T, H*d], [T, G*d] twice
             be.rope(s.q, s.k, step, self.rope_table, self.cfg.rope_style)
-            be.attend(s.q, s.k, s.v, kv, i, step, s.a)  # [T, H*d]
+            be.attend(s.q, s.k, s.v, kv, w.attend_spec, step, s.a)  # [T, H*d]
             be.matmul_add(s.a, w.wo, s.x)
             be.rms_norm(s.x, w.ffn_norm, eps, s.h)
             self.ffn(w, s)
