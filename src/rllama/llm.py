@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from numbers import Integral
-from typing import TypeGuard, overload
+from typing import Any, Literal, TypeGuard, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rllama.chat import Chat, Message, Tool
 from rllama.config import EngineConfig, KVDType, ModelConfig, SamplingParams
 from rllama.engine.completion import Completion, CompletionStats, Gatherer, Piece
 from rllama.engine.engine import Engine
@@ -59,6 +60,7 @@ class LLM:
         max_seqs: int = 64,
         n_pages: int | None = None,
         share_prefixes: bool = True,
+        chat_template: str | None = None,
         on_load: Callable[[int, int], None] | None = None,
     ) -> None:
         engine = EngineConfig(
@@ -84,6 +86,8 @@ class LLM:
             loaded = self.loaded
             self._engine = Engine(loaded.model, loaded.tokenizer, loaded.engine, loaded.backend)
             self._worker = Worker(self._engine)
+            self._chat_template = chat_template
+            self._chat: Chat | None = None
             undo.pop_all()
 
     @property
@@ -212,6 +216,82 @@ class LLM:
         request = self._request(prompt, params, with_probability=with_probability)
         return AsyncStream(self._worker.submit_async(request))
 
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        stream: Literal[False] = False,
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        stream: Literal[True],
+        with_probability: bool = False,
+        on_prefill: OnPrefill | None = None,
+    ) -> Stream: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        stream: bool = False,
+        with_probability: bool = False,
+        on_prefill: OnPrefill | None = None,
+    ) -> Completion | Stream:
+        """The model's answer to a conversation, written down by its chat template.
+
+        Notes:   messages are objects with role and content, as everywhere; names of special
+                 tokens in them are ordinary text; stream gives the pieces as they come, and
+                 takes the other two options as `stream` has them
+        Raises:  TemplateError if there is no template or it refuses; as generate
+        """
+        ids, params = self._conversation(messages, params, tools, template_kwargs)
+        if not stream:
+            return self.generate(ids, params)
+        return self.stream(ids, params, with_probability=with_probability, on_prefill=on_prefill)
+
+    async def achat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Completion:
+        """Like `chat`, for an event loop."""
+        ids, params = self._conversation(messages, params, tools, template_kwargs)
+        return await self.agenerate(ids, params)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> str:
+        """The text that the chat template makes of a conversation.
+
+        Raises:  TemplateError, ConfigError
+        """
+        return self._need_chat().render(
+            messages, tools=tools, template_kwargs=template_kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )  # fmt: skip
+
     def logits(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after each token.
 
@@ -236,6 +316,8 @@ class LLM:
     def close(self) -> None:
         """Abort what runs, end the engine's thread, give the memory back. May be called twice."""
         self._worker.close()
+        if self._chat is not None:
+            self._chat.close()
         self.loaded.close()
 
     def __enter__(self) -> LLM:
@@ -273,6 +355,28 @@ class LLM:
         request = Request(tuple(ids), sampling, want_probability=with_probability)
         self._engine.prepare(request)  # what is wrong with it is said here, before anything runs
         return request
+
+    def _conversation(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None,
+        tools: Sequence[Tool] | None,
+        template_kwargs: Mapping[str, Any] | None,
+    ) -> tuple[list[int], SamplingParams]:
+        chat = self._need_chat()
+        ids = chat.encode(messages, tools=tools, template_kwargs=template_kwargs)
+        return ids, chat.with_stops(params or SamplingParams())
+
+    def _need_chat(self) -> Chat:
+        if self._chat is None:
+            checkpoint = self.loaded.checkpoint
+            self._chat = Chat(
+                checkpoint.chat,
+                self._need_tokenizer(),
+                chosen=self._chat_template,
+                where=checkpoint.where,
+            )
+        return self._chat
 
     def _adds_bos(self) -> bool:
         own = self.config.add_bos

@@ -107,6 +107,12 @@ _MODEL_FLAGS = (
     Flag("--tokenizer-path", "PATH", "the tokenizer, where it is not found beside the model"),
     Flag("--param-path", "PATH", "the model's numbers, where they are not found beside it"),
 )
+_CHAT_FLAG = Flag(
+    "--chat-template",
+    "NAME",
+    "how --chat writes a conversation: a file, one of the model's templates by its name, or "
+    "chatml, gemma, llama2, llama3, mistral, vicuna (default: the model's own)",
+)
 _ENGINE_FLAGS = (
     Flag(
         "--kv-dtype",
@@ -136,6 +142,13 @@ def add_model_flags(parser: argparse.ArgumentParser, *, positional: bool) -> Non
     group = parser.add_argument_group("model")
     for flag in _MODEL_FLAGS:
         flag.add_to(group)
+
+
+def add_chat_flags(group: argparse._ActionsContainer) -> None:
+    """Whether the prompt is a message, and how it is written down."""
+    chat_help = "the prompt is a user's message, answered by way of the model's chat template"
+    group.add_argument("--chat", action="store_true", help=chat_help)
+    _CHAT_FLAG.add_to(group)
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rllama.cli import exit_codes
 from rllama.cli.args import (
     Parser,
+    add_chat_flags,
     add_engine_flags,
     add_llama2c_flags,
     add_model_flags,
@@ -22,6 +23,7 @@ from rllama.cli.prompt import read_prompt
 from rllama.cli.stats import PeakMemory, banner, stats_line
 
 if TYPE_CHECKING:
+    from rllama.config import SamplingParams
     from rllama.engine.stream import Stream
     from rllama.llm import LLM
 
@@ -34,6 +36,7 @@ def add_flags(parser: Parser, *, positional: bool) -> None:
     source.add_argument(
         "--prompt-file", metavar="PATH", help="a file with the text to continue; - reads stdin"
     )
+    add_chat_flags(group)
     group.add_argument("--no-echo", action="store_true", help="leave the prompt out of the output")
     group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     add_model_flags(parser, positional=positional)
@@ -57,10 +60,10 @@ def run(options: argparse.Namespace) -> int:
         n_new = options.steps - len(llm.tokenize(prompt, add_bos=False))
         params = params.with_(max_new_tokens=max(0, n_new))
     watch = _Watch(shown=not options.quiet)
-    stream = llm.stream(prompt, params, with_probability=out.colour, on_prefill=watch.prefill)
+    stream = _start(llm, prompt, params, watch, colour=out.colour, chat=options.chat)
     if not options.quiet:
         note(banner(llm))
-    if not options.no_echo:
+    if not (options.no_echo or options.chat):
         out.write(prompt)
     exit_code = _write(stream, out, watch)
     if not options.quiet:
@@ -68,6 +71,17 @@ def run(options: argparse.Namespace) -> int:
     if exit_code == exit_codes.DONE:
         llm.close()
     return exit_code
+
+
+def _start(
+    llm: LLM, prompt: str, params: SamplingParams, watch: _Watch, *, colour: bool, chat: bool
+) -> Stream:
+    if not chat:
+        return llm.stream(prompt, params, with_probability=colour, on_prefill=watch.prefill)
+    messages = [{"role": "user", "content": prompt}]
+    return llm.chat(
+        messages, params, stream=True, with_probability=colour, on_prefill=watch.prefill
+    )
 
 
 class _Watch:
@@ -116,6 +130,7 @@ def _load(options: argparse.Namespace, path: str | None) -> LLM:
             kv_dtype=options.kv_dtype,
             max_batch_tokens=options.max_batch_tokens,
             max_seqs=1,
+            chat_template=options.chat_template,
             on_load=progress,
         )
     finally:

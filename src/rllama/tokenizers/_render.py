@@ -160,7 +160,12 @@ def make_compiler() -> Callable[[str], Any]:
     def plain_dict(*args: Any, **values: Any) -> dict[Any, Any]:
         return dict(*args, **values)
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+        def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+            kind = type(obj).__name__
+            raise jinja2.exceptions.SecurityError(f"the attribute {attribute!r} of a {kind}")
+
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = to_json

@@ -149,3 +149,11 @@ class SpmTokenizer:
         """Whether an id stands for no text: control, unknown, or a padding row."""
         self._table[token_id]  # refuses an id outside
         return token_id >= self.n_pieces or self._vocab.types[token_id] in (CONTROL, UNKNOWN)
+
+    def token_text(self, token_id: int) -> str:
+        """The name of a token as the vocabulary spells it, special or not; empty for padding rows.
+
+        Raises:  ConfigError for an id outside the vocabulary
+        """
+        self._table[token_id]  # refuses an id outside
+        return self._vocab.pieces[token_id].decode() if token_id < self.n_pieces else ""

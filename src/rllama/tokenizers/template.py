@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rllama.errors import ConfigError, TemplateError
-from rllama.tokenizers.template_process import TemplateProcess
+from rllama.tokenizers.template_process import BrokenTemplateError, TemplateProcess
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -22,7 +22,7 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _TAG = "CONTINUE FINAL MESSAGE "
 # A template that does something of its own where the content is no string.
 _READS_PARTS = re.compile(
-    r"is string|is iterable|is sequence|is mapping|\[['\"]type['\"]\]|\.type\b|\.text\b"
+    r"is (?:not )?(?:string|iterable|sequence|mapping)|\[['\"]type['\"]\]|\.type\b|\.text\b"
 )
 
 
@@ -69,7 +69,7 @@ class ChatTemplate:
         if n_chars > _MAX_INPUT_BYTES:
             raise ConfigError(f"a conversation of {n_chars} characters is too long")
         try:
-            text = self._process.render(source, variables, output_limit=(4 << 20) + 8 * n_chars)
+            text = self._rendered(source, variables, (4 << 20) + 8 * n_chars)
         except TemplateError as error:
             raise TemplateError(f"{where}: {error}") from None
         if continue_final_message:
@@ -81,6 +81,22 @@ class ChatTemplate:
     def close(self) -> None:
         """End the process that renders."""
         self._process.close()
+
+    def _rendered(self, source: str, variables: dict[str, Any], output_limit: int) -> str:
+        """Render without fields that are null; where that fails, with null for no content.
+
+        Notes: most templates cannot do with a null, some older ones not without it
+        """
+        try:
+            return self._process.render(source, variables, output_limit=output_limit)
+        except BrokenTemplateError:
+            chat = variables["messages"]
+            if all("content" in message for message in chat):
+                raise
+            filled = [{"content": None, **message} for message in chat]
+            return self._process.render(
+                source, {**variables, "messages": filled}, output_limit=output_limit
+            )
 
     def _choose(self, has_tools: bool) -> str:
         if has_tools and "tool_use" in self.sources:
@@ -147,10 +163,11 @@ def _message(message: Message, index: int) -> dict[str, Any]:
     if content is not None and not isinstance(content, (str, list, tuple)):
         raise ConfigError(f"messages[{index}]: content must be a text or a list of parts, not a "
                           f"{type(content).__name__}")  # fmt: skip
-    thoughts = next((message[key] for key in _REASONING if message.get(key) is not None), None)
+    given = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((given[key] for key in _REASONING if key in given), None)
     if thoughts is None:
-        return dict(message)
-    return {"thinking": thoughts, **message, "reasoning_content": thoughts}
+        return given
+    return {"thinking": thoughts, **given, "reasoning_content": thoughts}
 
 
 def _joined(message: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,16 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rllama.errors import ConfigError, TemplateError
+
+if TYPE_CHECKING:
+    import subprocess
 
 _SCRIPT = Path(__file__).with_name("_render.py")
 _WALL_S = 10.0  # for machines that stand still; processor time has a limit of its own
@@ -23,6 +25,10 @@ _FAULTS = {
     "broken": "it does not work",
     "raised": "it refuses this conversation",
 }
+
+
+class BrokenTemplateError(TemplateError):
+    """A template that ran into an error of its own."""
 
 
 class TemplateProcess:
@@ -53,12 +59,16 @@ class TemplateProcess:
         if answer["error"] == "missing":
             raise ConfigError(f"chat templates need the jinja2 package ({message}): "
                               "pip install jinja2")  # fmt: skip
-        raise TemplateError(f"{_FAULTS[answer['error']]}: {ascii_safe(message)}")
+        kind = BrokenTemplateError if answer["error"] == "broken" else TemplateError
+        raise kind(f"{_FAULTS[answer['error']]}: {ascii_safe(message)}")
 
     def close(self) -> None:
         """End the process; a later rendering starts a new one."""
         with self._lock:
             self._drop()
+
+    def __del__(self) -> None:
+        self._drop()
 
     def _ask(self, line: bytes) -> bytes:
         for attempt in (1, 2):
@@ -92,6 +102,8 @@ class TemplateProcess:
         return b"".join(parts)
 
     def _only_answer(self, child: subprocess.Popen[bytes], line: bytes) -> bytes:
+        import subprocess
+
         try:
             answer, _ = child.communicate(line, timeout=_WALL_S)
         except subprocess.TimeoutExpired:
@@ -104,13 +116,14 @@ class TemplateProcess:
         return child.wait() == -getattr(signal, "SIGPROF", 0)
 
     def _running(self) -> subprocess.Popen[bytes]:
-        if self._child is not None and (
-            self._owner != os.getpid() or self._child.poll() is not None
-        ):
+        child = self._child
+        if child is not None and (self._owner != os.getpid() or child.poll() is not None):
             self._drop()
         if self._child is None:
             if not sys.executable:
                 raise TemplateError("no Python interpreter is known to render templates with")
+            import subprocess  # only those who chat pay for it
+
             self._owner = os.getpid()
             self._child = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(_SCRIPT)],
