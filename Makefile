@@ -18,7 +18,7 @@ SUITABLE := import os, sys, sysconfig; sys.exit(sys.version_info < (3, 11) or no
 NATIVE := setup.py $(shell find src -name '*.[ch]' -o -name '*.inc' -o -name '*.pyx' \
 	-o -name '*.pxd' -o -name '*.cpp')
 NATIVE := $(filter-out src/rllama/_kernels/core.c,$(NATIVE))
-C_FILES := $(shell find src benchmarks -name '*.[ch]' -o -name '*.inc' -o -name '*.cpp')
+C_FILES := $(shell find src benchmarks tests/native -name '*.[ch]' -o -name '*.inc' -o -name '*.cpp')
 C_FILES := $(filter-out src/rllama/_kernels/core.c,$(C_FILES))
 
 .PHONY: run test test-long lint format bench python clean
@@ -68,6 +68,7 @@ find_python = python=; for name in $(CANDIDATES); do \
 
 # Two ways to an environment with pip: the interpreter's own, or a pip that it has outside.
 $(VENV)/.python:
+	@echo "Setting up in $(VENV): fetching packages, then compiling kernels; about a minute" >&2
 	@$(find_python); \
 	if $$python -c 'import ensurepip' 2>/dev/null; then \
 		$$python -m venv --clear $(VENV); \
