@@ -15,6 +15,7 @@ from rllama.tensor import TensorView
 
 Buf = Any  # activations [T, width] f32, opaque to models: a core.Buf here, a device array there
 Weight = Any  # a placed weight [N, K], opaque to models
+RopeTable = Any  # rotations of every position, as rope_table made them
 Cache = Any  # the backend's own KVStore, as its kv_store made it
 AttendSpec = Any  # how a layer attends, made once by attend_spec
 Step = Any  # a Batch made ready for the device: token ids, positions, page table
@@ -84,7 +85,8 @@ class Backend(Protocol):
     """Places weights and runs ops. Models know nothing else of the hardware.
 
     Notes:   `place_norm` makes one F32 row of a vector (a norm, a bias), raised by `offset`;
-             `rope_table` multiplies cosines and sines by `factor`; `rms_norm` with a weight
+             `rope_table` multiplies cosines and sines by `factor`, and turns the beginning of
+             heads that are wider (`head_dim`) than its pairs; `rms_norm` with a weight
              narrower than x norms each head of its width on its own; `add`: into += factor * x;
              `add_bias`: every row of x += bias; `glu`: gate = activation(gate) * up;
              `logits` gives scale * z, or softcap * tanh(scale * z / softcap) if there is a cap
@@ -99,8 +101,12 @@ class Backend(Protocol):
     def place(self, view: TensorView, *, f16: bool = False) -> Weight: ...
     def place_norm(self, view: TensorView, offset: float = 0.0) -> Weight: ...
     def rope_table(
-        self, max_seq_len: int, inv_freq: NDArray[np.float64], factor: float = 1.0
-    ) -> Weight: ...
+        self,
+        max_seq_len: int,
+        inv_freq: NDArray[np.float64],
+        factor: float = 1.0,
+        head_dim: int = 0,
+    ) -> RopeTable: ...
     def scratch(self, spec: ScratchSpec) -> ScratchPool: ...
     def kv_store(self, spec: KVSpec) -> KVStore: ...
     def begin(self, batch: Batch) -> Step: ...
@@ -108,7 +114,7 @@ class Backend(Protocol):
     def rms_norm(self, x: Buf, weight: Weight, eps: float, out: Buf) -> None: ...
     def matmul(self, x: Buf, weights: tuple[Weight, ...], out: tuple[Buf, ...]) -> None: ...
     def matmul_add(self, x: Buf, weight: Weight, into: Buf) -> None: ...
-    def rope(self, q: Buf, k: Buf, step: Step, table: Weight, style: RopeStyle) -> None: ...
+    def rope(self, q: Buf, k: Buf, step: Step, table: RopeTable, style: RopeStyle) -> None: ...
     def attend_spec(
         self,
         layer: int,

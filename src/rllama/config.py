@@ -16,10 +16,12 @@ KVDType = Literal["auto", "f32", "f16"]
 
 
 def sizes(spec: str, letters: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that a spec in letters stands for: "H*d, D" is a matrix of H times d rows."""
+    """The shape that a spec in letters stands for: "H*d + G*d, D" has H*d and G*d rows."""
     return tuple(
-        math.prod(letters[letter.strip()] for letter in axis.split("*")) for axis in spec.split(",")
-    )
+        sum(math.prod(letters[letter.strip()] for letter in term.split("*"))
+            for term in axis.split("+"))
+        for axis in spec.split(",")
+    )  # fmt: skip
 
 
 def _require(ok: bool, message: str) -> None:

@@ -130,9 +130,14 @@ class CpuBackend(core.Context):
         )
 
     def rope_table(
-        self, max_seq_len: int, inv_freq: NDArray[np.float64], factor: float = 1.0
+        self,
+        max_seq_len: int,
+        inv_freq: NDArray[np.float64],
+        factor: float = 1.0,
+        head_dim: int = 0,
     ) -> core.RopeTable:
-        return core.RopeTable(np.ascontiguousarray(inv_freq, dtype=np.float64), max_seq_len, factor)
+        values = np.ascontiguousarray(inv_freq, dtype=np.float64)
+        return core.RopeTable(values, max_seq_len, factor, head_dim)
 
     def scratch(self, spec: ScratchSpec) -> CpuScratchPool:
         return CpuScratchPool(spec)

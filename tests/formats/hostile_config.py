@@ -155,21 +155,37 @@ def _heads() -> Iterator[Case]:
     yield changed("C5", "other_heads", ConfigError, "q_proj.*shape", head_dim=16)
 
 
+_PAIRS = CFG.head_dim // 2
+_LONG = {"rope_type": "longrope", "short_factor": [1.0] * _PAIRS, "long_factor": [2.0] * _PAIRS,
+         "original_max_position_embeddings": 16}  # fmt: skip
+_LLAMA3 = {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+           "original_max_position_embeddings": 16}  # fmt: skip
+_GOOD_ROPES = {"old_name": {"type": "linear", "factor": 2}, "longs": _LONG, "llama3s": _LLAMA3}
+_BAD_ROPES = (
+    ("short", {**_LONG, "short_factor": [1.0]}, "short_factor must be a list"),
+    ("no_list", {**_LONG, "long_factor": 2}, "long_factor must be a list"),
+    ("zero", {**_LONG, "long_factor": [0] * _PAIRS}, "long_factor must be a number above 0"),
+    ("negative_zero", {**_LONG, "original_max_position_embeddings": -1}, "original_max"),
+    ("crossed", {**_LLAMA3, "low_freq_factor": 4}, "not below high_freq_factor"),
+    ("kindless", {"factor": 2.0}, "rope_type is missing"),
+)  # fmt: skip
+
+
 def _rope() -> Iterator[Case]:
     for value in ("0", "-1", '"x"', "true", "1e308"):
         yield spelt("C6", "rope_theta", value.strip('"'), value, ConfigError, "rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
-        for kind in ("linear", "dynamic", "yarn", "longrope", "llama3", "su", "what"):
-            yield changed(
-                "C6",
-                f"{key}_{kind}",
-                UnsupportedError,
-                kind,
-                **{key: {"rope_type": kind, "factor": 0}},
-            )
-        yield changed(
-            "C6", f"{key}_old_name", UnsupportedError, "linear", **{key: {"type": "linear"}}
-        )
+        for kind in ("linear", "dynamic", "yarn", "longrope", "llama3", "su"):
+            bad = {"rope_type": kind, "factor": 0, "low_freq_factor": 1, "high_freq_factor": 4}
+            yield changed("C6", f"{key}_{kind}", ConfigError, "factor must", **{key: bad})
+        for name, rope, text in _BAD_ROPES:
+            yield changed("C6", f"{key}_{name}", ConfigError, text, **{key: rope})
+        for name, rope in _GOOD_ROPES.items():
+            yield changed("C6", f"{key}_{name}", None, **{key: rope})
+        what = {"rope_type": "what", "factor": 2}
+        yield changed("C6", f"{key}_what", UnsupportedError, "what", **{key: what})
+        mrope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+        yield changed("C6", f"{key}_mrope", UnsupportedError, "mrope_section", **{key: mrope})
         yield changed("C6", f"{key}_default", None, **{key: {"rope_type": "default"}})
         yield changed("C6", f"{key}_empty", None, **{key: {}})
         for name, value in (
@@ -180,9 +196,11 @@ def _rope() -> Iterator[Case]:
             ("theta", {"rope_type": "default", "rope_theta": 0}),
         ):
             yield changed("C6", f"{key}_{name}", ConfigError, key, **{key: value})
-    yield changed(
-        "C6", "partial", UnsupportedError, "partial_rotary_factor", partial_rotary_factor=0.5
-    )
+    yield changed("C6", "partial", None, partial_rotary_factor=0.5)
+    for value in (0, -1, 2, 0.01, "x"):
+        yield changed(
+            "C6", f"partial_{value}", ConfigError, "partial_rotary", partial_rotary_factor=value
+        )
 
 
 def _heads_tied() -> Iterator[Case]:
@@ -253,8 +271,15 @@ def _kinds() -> Iterator[Case]:
     for value in (7, None, ["llama"]):
         yield changed("C11", f"type_{value}", ConfigError, "model_type", model_type=value)
     for key in ("attention_bias", "mlp_bias"):
-        yield changed("C11", key, UnsupportedError, "biases", **{key: True})
-    yield changed("C11", "gelu", UnsupportedError, "hidden_act", hidden_act="gelu")
+        yield changed("C11", key, ConfigError, "biases are not there", **{key: True})
+    yield changed("C11", "relu", UnsupportedError, "hidden_act", hidden_act="relu")
+    for key in ("use_bidirectional_attention", "clip_qkv", "attention_chunk_size"):
+        yield changed("C11", key, UnsupportedError, key, **{key: 8})
+    for value in ([], ["full_attention"] * 9, "full", [["full_attention"]]):
+        error = UnsupportedError if value == [["full_attention"]] else ConfigError
+        yield changed("C11", f"layers_{str(value)[:6]}", error, "layer_types", layer_types=value)
+    kinds = ["chunked_attention"] * CFG.n_layers
+    yield changed("C11", "chunked", UnsupportedError, "chunked_attention", layer_types=kinds)
     for bits in (5, 4):
         method = {"quant_method": "gptq", "bits": bits, "group_size": 0, "sym": "yes"}
         yield changed("C12", f"gptq_{bits}", UnsupportedError, "gptq", quantization_config=method)

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 
 from hostile_case import Case
 from hostile_gguf import CFG, Edit, base, edited, set_tensor, with_key, without
-from writers import ARRAY, BOOL, F32, F64, I32, I64, STRING, U8, U32, U64, RawGguf, small_vocab
+from writers import (
+    ARRAY,
+    BOOL,
+    F32,
+    F64,
+    I32,
+    I64,
+    STRING,
+    U8,
+    U32,
+    U64,
+    RawGguf,
+    RawTensor,
+    small_vocab,
+)
 
 from rllama.errors import ConfigError, FormatError, UnsupportedError
 
@@ -23,7 +38,7 @@ def _architecture() -> Iterator[Case]:
     key = "general.architecture"
     yield edited("G32", "missing", without(key), ConfigError, "names no architecture")
     yield edited("G32", "u32", with_key(key, U32, 1), ConfigError, "must be a string")
-    for arch in ("qwen2", "mamba", "", "LLAMA", "x" * 2**20, "../llama", "a\x1b[31m"):
+    for arch in ("gpt2", "mamba", "", "LLAMA", "x" * 2**20, "../llama", "a\x1b[31m"):
         yield edited(
             "G32",
             f"unknown_{ascii(arch)[1:9]}",
@@ -124,7 +139,7 @@ def _rope() -> Iterator[Case]:
     key = "llama.rope.dimension_count"
     for value in (0, 7, 10, 2**31 - 1):
         yield edited("G39", str(value), with_key(key, U32, value), ConfigError, "dimension_count")
-    yield edited("G39", "partial", with_key(key, U32, 4), UnsupportedError, "partial rotation")
+    yield edited("G39", "partial", with_key(key, U32, 4), None)
     for value in (0.0, -1.0, float("nan"), float("inf")):
         yield edited(
             "G40",
@@ -143,16 +158,29 @@ def _rope() -> Iterator[Case]:
 
     for factor in (0.0, float("nan"), -2.0):
         yield edited("G40", f"factor_{factor}", scaling("linear", factor), ConfigError, "factor")
-    for kind in ("linear", "yarn", "longrope", "what"):
-        yield edited("G40", f"scaling_{kind}", scaling(kind, 4.0), UnsupportedError, kind)
-    yield edited("G40", "scaling_none", scaling("none", 4.0), None)
+    for kind in ("linear", "yarn", "none"):
+        yield edited("G40", f"scaling_{kind}", scaling(kind, 4.0), None)
+    yield edited("G40", "scaling_what", scaling("what", 4.0), UnsupportedError, "what")
+    yield edited("G40", "scaling_longrope", scaling("longrope", 4.0), ConfigError, "are missing")
+    yield edited("G40", "scale_linear", with_key("llama.rope.scale_linear", F32, 4.0), None)
+    for value in (0.0, -4.0, float("inf")):
+        edit = with_key("llama.rope.scale_linear", F32, value)
+        yield edited("G40", f"scale_linear_{value}", edit, ConfigError, "scale_linear")
+    for values in ([1.0, 2.0, 4.0], [1.0, 0.0, 1.0, 1.0], [1.0, float("nan"), 1.0, 1.0]):
+        yield edited("G40", f"freqs_{values[1]}", _freqs(values), ConfigError, "rope_freqs")
+    yield edited("G40", "freqs", _freqs([1.0, 2.0, 4.0, 8.0]), None)
     yield edited(
-        "G40",
-        "scale_linear",
-        with_key("llama.rope.scale_linear", F32, 4.0),
-        UnsupportedError,
-        "scale_linear",
+        "G40", "no_partner", _freqs([1.0] * 4, "rope_factors_long"), ConfigError, "partner"
     )
+    yield edited("G40", "freqs_f16", _freqs([1.0] * 4, type_id=1), FormatError, "F32 is wanted")
+
+
+def _freqs(values: list[float], name: str = "rope_freqs", type_id: int = 0) -> Edit:
+    def edit(raw: RawGguf) -> None:
+        data = struct.pack(f"<{len(values)}{'e' if type_id else 'f'}", *values)
+        raw.tensors.append(RawTensor(f"{name}.weight", (len(values),), type_id, data))
+
+    return edit
 
 
 def _resized(**counts: int) -> Edit:
@@ -280,13 +308,19 @@ def _missing() -> Iterator[Case]:
         "G52", "extra_layer", _extra("blk.1.attn_q.weight"), ConfigError, "layer 1.*1 layers"
     )
     for name in (
-        "blk.0.attn_q.bias",
-        "rope_freqs.weight",
-        "blk.0.attn_q_norm.weight",
+        "blk.0.attn_output_norm.weight",
+        "blk.0.attn_qkv.bias",
         "blk.0.ffn_gate_exps.weight",
         "blk.0.ffn_gate_inp.weight",
     ):
         yield edited("G52", f"refused_{name}", _extra(name), UnsupportedError, "not supported")
+    yield edited(
+        "G52", "other_arch", _extra("blk.0.attn_q_norm.weight"), UnsupportedError, "is no part of"
+    )
+    yield edited(
+        "G52", "misshapen_bias", _bias(8), ConfigError, r"attn_q\.bias.*shape \[8\], not \[32\]"
+    )
+    yield edited("G52", "bias", _bias(32), None)
     for index, name in enumerate(names):
         dims = base().tensors[index].dims
         if len(dims) == 2 and dims[0] != dims[1]:
@@ -304,6 +338,13 @@ def _missing() -> Iterator[Case]:
             ConfigError,
             rf"{name}.*has the shape|embedding has \d+ rows",
         )
+
+
+def _bias(n: int) -> Edit:
+    def edit(raw: RawGguf) -> None:
+        raw.tensors.append(RawTensor("blk.0.attn_q.bias", (n,), 0, bytes(4 * n)))
+
+    return edit
 
 
 def _extra(name: str) -> Edit:

@@ -173,10 +173,15 @@ def _folders() -> Iterator[Case]:
             "S15", f"without_{name}", lambda n=name: _less(n), ConfigError, f"{name}.*missing"
         )
     yield weights("S15", f"without_{FIRST}", lambda: _less(FIRST), ConfigError, f"{FIRST}.*missing")
-    for name in ("model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn.q_norm.weight"):
-        yield weights(
-            "S15", f"with_{name}", lambda n=name: _more(n), UnsupportedError, "not supported"
-        )
+    for name, error, text in (
+        ("model.layers.0.self_attn.q_proj.bias", ConfigError, "attention_bias is false"),
+        ("model.layers.0.mlp.gate_proj.bias", ConfigError, "mlp_bias is false"),
+        ("model.layers.0.self_attn.q_norm.weight", UnsupportedError, "is no part of"),
+        ("model.layers.0.what_norm.weight", UnsupportedError, "not supported"),
+        ("model.norm.bias", UnsupportedError, "biases are not supported"),
+        ("vision_tower.blocks.0.norm.weight", None, ""),
+    ):
+        yield weights("S15", f"with_{name}", lambda n=name: _more(n), error, text)
     yield weights(
         "S15", "with_inv_freq", lambda: _more("model.layers.0.self_attn.rotary_emb.inv_freq"), None
     )

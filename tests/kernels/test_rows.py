@@ -168,6 +168,19 @@ def test_rope_factor_multiplies_what_is_rotated(isa: str) -> None:
     assert_within(q.array, 1.25 * want[:, 0], 5 * U * norm[:, 0], "factor")
 
 
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_rope_of_narrow_pairs_turns_the_beginning_of_each_head(isa: str, style: str) -> None:
+    x = np.random.default_rng(3).standard_normal((4, 2 * 16)).astype(np.float32)
+    inv_freq, positions = np.array([1.0, 0.5, 0.25]), [5, 6, 7, 8]
+    q = core.Buf(x.copy())
+    table = core.RopeTable(inv_freq, 64, 1.0, 16)
+    context(isa).rope(q, core.Buf.zeros(4, 16), step_of(positions), table, style)
+    heads, got = x.reshape(4, 2, 16), q.array.reshape(4, 2, 16)
+    want, norm = ref_ops.rope(heads[..., :6], np.array(positions), inv_freq, style)
+    assert (np.abs(got[..., :6] - want) <= 4 * ref_ops.U * norm).all()
+    np.testing.assert_array_equal(got[..., 6:], heads[..., 6:])
+
+
 def test_rope_table_grows_with_the_positions(isa: str) -> None:
     table, ctx = core.RopeTable(np.array([0.5, 0.25]), 100), context(isa)
     x = random_x(1, 4, seed=11)

@@ -128,6 +128,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "buf order": lambda: core.Buf(np.zeros((4, 4), dtype=np.float32)[:, ::2]),
     "rope table empty": lambda: core.RopeTable(np.zeros(0), 4),
     "rope table length": lambda: core.RopeTable(np.ones(4), 0),
+    "rope table head": lambda: core.RopeTable(np.ones(4), 4, 1.0, 6),
     "store no pages": lambda: store(n_pages=0),
     "store no layers": lambda: store(n_layers=-1),
 }

@@ -15,11 +15,12 @@ from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats import names
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.models.llama import Llama
-from rllama.models.table import check_tensors, expand
+from rllama.models.table import check_tensors, expand, settled
 from rllama.tensor import TensorView
 
 CFG = tiny_config()
 VIEWS = views_of(random_model(CFG, seed=1), "F32")
+TABLE = settled(Llama.TENSORS, VIEWS)
 
 
 def check(
@@ -43,19 +44,19 @@ def test_table_shapes_are_products_of_letters() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_table_names_and_shapes_are_those_of_a_model(tied: bool) -> None:
     cfg = tiny_config(tied_head=tied, ffn_dim=48, n_kv_heads=1)
-    table = {name: cfg.sizes(row.shape) for row, _, name in expand(Llama.TENSORS, cfg)}
+    table = {name: cfg.sizes(row.shape) for row, _, name in expand(TABLE, cfg)}
     assert {name: x.shape for name, x in random_model(cfg, 1).items()} == table
 
 
 def test_table_expands_every_layer_once() -> None:
-    found = [name for _, _, name in expand(Llama.TENSORS, CFG)]
+    found = [name for _, _, name in expand(TABLE, CFG)]
     assert len(found) == len(set(found)) == 9 * CFG.n_layers + 3
     assert {"embed", "layers.0.wq", f"layers.{CFG.n_layers - 1}.w_down", "lm_head"} <= set(found)
 
 
 def test_check_gives_what_fits_in_the_order_of_the_table() -> None:
     backwards = dict(reversed(VIEWS.items()))
-    assert list(check(backwards)) == [name for _, _, name in expand(Llama.TENSORS, CFG)]
+    assert list(check(backwards)) == [name for _, _, name in expand(TABLE, CFG)]
 
 
 @pytest.mark.parametrize(
@@ -94,8 +95,29 @@ def test_check_vector_in_blocks_is_refused() -> None:
 
 
 def test_check_tensor_of_another_architecture_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"layers\.0\.bq is no part of the architecture"):
-        check(VIEWS | zeros("layers.0.bq", 32))
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.q_norm is no part of the arch"):
+        check(VIEWS | zeros("layers.0.q_norm", 8))
+
+
+def test_check_optional_tensor_is_in_every_layer_or_in_none() -> None:
+    bias = zeros("layers.0.bq", 32)
+    with pytest.raises(ConfigError, match=r"attn_q\.bias.*\(layers\.1\.bq\) is missing"):
+        check(VIEWS | bias)
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.bq is no part"):
+        check(VIEWS | zeros("layers.1.bq", 32))
+    assert "layers.1.bq" in check(VIEWS | bias | zeros("layers.1.bq", 32))
+
+
+def test_check_takes_parts_or_the_matrix_that_has_them_all() -> None:
+    names = [f"layers.{i}.{part}" for i in (0, 1) for part in ("wq", "wk", "wv")]
+    fused = {name: view for name, view in VIEWS.items() if name not in names}
+    for i in (0, 1):
+        fused |= zeros(f"layers.{i}.wqkv", 64, 32)
+    assert set(check(fused)) == set(fused)
+    with pytest.raises(UnsupportedError, match=r"layers\.0\.wk is no part"):
+        check(fused | zeros("layers.0.wk", 16, 32))
+    with pytest.raises(ConfigError, match=r"shape \[60, 32\], not \[64, 32\] \(\[H\*d \+ G"):
+        check(fused | zeros("layers.1.wqkv", 60, 32))
 
 
 def test_check_layer_beyond_the_last_is_refused() -> None:

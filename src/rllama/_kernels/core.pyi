@@ -72,7 +72,11 @@ class Step:
 
 class RopeTable:
     def __new__(
-        cls, inv_freq: NDArray[np.float64], max_seq_len: int, factor: float = 1.0
+        cls,
+        inv_freq: NDArray[np.float64],
+        max_seq_len: int,
+        factor: float = 1.0,
+        head_dim: int = 0,
     ) -> Self: ...
 
 class AttendSpec:

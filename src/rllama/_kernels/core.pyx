@@ -228,13 +228,20 @@ cdef class AttendSpec:
 
 
 cdef class RopeTable:
-    """Cosines and sines of every position, filled as far as steps have reached."""
+    """Cosines and sines of every position, filled as far as steps have reached.
+
+    Of heads wider than twice the frequencies only the beginning turns."""
 
     cdef rl_rope_table *c
+    cdef int64_t head_dim
 
-    def __cinit__(self, const double[::1] inv_freq, int64_t max_seq_len, double factor=1.0):
+    def __cinit__(self, const double[::1] inv_freq, int64_t max_seq_len, double factor=1.0,
+                  int64_t head_dim=0):
         if inv_freq.shape[0] < 1 or max_seq_len < 1:
             raise ShapeError("rope table: needs at least one frequency and one position")
+        self.head_dim = head_dim or 2 * inv_freq.shape[0]
+        if self.head_dim < 2 * inv_freq.shape[0]:
+            raise ShapeError(f"rope table: {inv_freq.shape[0]} pairs in a head of {head_dim}")
         self.c = rl_rope_table_new(&inv_freq[0], inv_freq.shape[0], max_seq_len, factor)
         if self.c == NULL:
             raise MemoryError(f"rope table of {max_seq_len} positions")
@@ -412,7 +419,7 @@ cdef class Context:
 
     def rope(self, Buf q, Buf k, Step step, RopeTable table, str style):
         """Rotate queries and keys in place by their positions; the head width is the table's."""
-        cdef int64_t head_dim = 2 * table.c.half_dim
+        cdef int64_t head_dim = table.head_dim
         cdef rl_rope_style kind = RL_ROPE_HALF if style == "half" else RL_ROPE_INTERLEAVED
         cdef rl_status status
         if style not in ("half", "interleaved"):

@@ -72,6 +72,10 @@ class Fields:
             )
         return float(value)
 
+    def number_or(self, default: float, key: str) -> float:
+        """A finite number above zero, or something else where there is none (or zero)."""
+        return default if self.values.get(key) in (None, 0) else self.number(key)
+
     def flag(self, key: str, default: Any = _MISSING) -> bool:
         """A bool."""
         value = self._get(key, default)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rllama.config import ModelConfig
-from rllama.dtypes import GGUF_TYPE_NAMES, dtype_by_gguf_id
+from rllama.dtypes import F32, GGUF_TYPE_NAMES, dtype_by_gguf_id
 from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import names
 from rllama.formats.chat_templates import gguf_chat
@@ -14,6 +14,7 @@ from rllama.formats.files import printable, read_head
 from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor, parse
 from rllama.formats.hparams import FindArch, require_arch
 from rllama.formats.hparams_gguf import gguf_config
+from rllama.formats.hparams_gguf_rope import Factors
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.vocabulary import gguf_vocabulary, n_tokens, tokenizer_kind
 from rllama.tensor import TensorView
@@ -50,7 +51,10 @@ def open(
         if not is_listing:
             _require_model(header)
         views, extras = _views(file, header.tensors, lenient=is_listing)
-        config = None if is_listing else _config(header, views, find_arch)
+        factors = {} if is_listing else _rope_factors(file, header.tensors)
+        config = None if is_listing else _config(header, views, factors, find_arch)
+        if config is not None:
+            views = _with_gate_up(views, config.ffn_dim)
         vocabulary, metadata = gguf_vocabulary(header), _metadata(header)
     return Checkpoint(
         path, NAME, config, views, vocabulary, metadata, file.close, extras, names.GGUF,
@@ -80,6 +84,8 @@ def _views(
     extras: list[Extra] = []
     for tensor in tensors:
         ours = names.canonical(names.GGUF, tensor.name)
+        if tensor.name in names.GGUF_ROPE_FACTORS and not lenient:
+            continue  # numbers: see _rope_factors
         if ours is None or (tensor.dtype is None and lenient):
             extras.append(_extra(tensor))
             continue
@@ -99,7 +105,10 @@ def _extra(tensor: GgufTensor) -> Extra:
 
 
 def _config(
-    header: GgufHeader, views: dict[str, TensorView], find_arch: FindArch | None
+    header: GgufHeader,
+    views: dict[str, TensorView],
+    rope_factors: Factors,
+    find_arch: FindArch | None,
 ) -> ModelConfig:
     embed = views.get("embed")
     rows = embed.shape[0] if embed is not None and len(embed.shape) == 2 else 0
@@ -110,8 +119,34 @@ def _config(
         )
     return gguf_config(
         header, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views,
-        find_arch=find_arch,
+        rope_factors=rope_factors, find_arch=find_arch,
     )  # fmt: skip
+
+
+def _rope_factors(file: MappedFile, tensors: list[GgufTensor]) -> Factors:
+    """The values of the tensors that are numbers of the config. Raises FormatError."""
+    found: dict[str, tuple[float, ...]] = {}
+    for tensor in tensors:
+        if tensor.name not in names.GGUF_ROPE_FACTORS:
+            continue
+        where = f"{file.where}: tensor {tensor.name!r}"
+        if tensor.dtype is not F32 or len(tensor.shape) != 1:
+            raise FormatError(f"{where}: a vector of F32 is wanted")
+        view = TensorView(
+            file.slice(tensor.offset, tensor.n_bytes, where), F32, tensor.shape, where
+        )
+        found[tensor.name] = tuple(float(value) for value in view.to_f32())
+    return found
+
+
+def _with_gate_up(views: dict[str, TensorView], ffn_dim: int) -> dict[str, TensorView]:
+    """The views with the right name for an `ffn_up` that is gate and up in one."""
+    renamed: dict[str, TensorView] = {}
+    for name, view in views.items():
+        layer = name.removesuffix(".w_up")
+        is_both = layer != name and f"{layer}.w_gate" not in views and view.shape[0] == 2 * ffn_dim
+        renamed[f"{layer}.w_gate_up" if is_both else name] = view
+    return renamed
 
 
 def _cannot_run(header: GgufHeader, find_arch: FindArch | None) -> bool:

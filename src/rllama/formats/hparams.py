@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rllama.config import ModelConfig
+from rllama.config import GenerationDefaults, ModelConfig, SamplingParams
 from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats.fields import Fields
 
@@ -28,6 +28,21 @@ def require_arch(arch: str, find_arch: FindArch | None, where: str) -> None:
         find_arch(arch)
     except UnsupportedError as error:
         raise UnsupportedError(f"{where}: {error}") from None
+
+
+def generation_defaults(values: Mapping[str, Any], where: str) -> GenerationDefaults:
+    """Sampling defaults of a model. Raises ConfigError, naming the file, where one is out of range.
+
+    Notes: values by the names of SamplingParams, None where the file has none
+    """
+    try:
+        checked = SamplingParams(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return GenerationDefaults(
+        temperature=checked.temperature, top_k=checked.top_k, top_p=checked.top_p,
+        min_p=checked.min_p, repetition_penalty=checked.repetition_penalty,
+    )  # fmt: skip
 
 
 def head_dim_of(fields: Fields, key: str, dim: int, n_heads: int, dim_key: str) -> int:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from rllama.config import ModelConfig
+import math
+
+from rllama.config import GenerationDefaults, ModelConfig
 from rllama.errors import UnsupportedError
-from rllama.formats.fields import Fields, shown
+from rllama.formats.fields import Fields
+from rllama.formats.gguf_families import gguf_family
 from rllama.formats.gguf_header import GgufArray, GgufHeader
-from rllama.formats.hparams import FindArch, build, head_dim_of, require_arch
+from rllama.formats.hparams import (
+    FindArch,
+    build,
+    generation_defaults,
+    head_dim_of,
+    require_arch,
+)
+from rllama.formats.hparams_gguf_attention import attention_numbers, attention_scale
+from rllama.formats.hparams_gguf_rope import Factors, rope_numbers
+
+_SAMPLING = (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p"),
+             ("repetition_penalty", "penalty_repeat"))  # fmt: skip
 
 
 def gguf_config(
@@ -15,11 +29,13 @@ def gguf_config(
     vocab_size: int,
     n_tokens: int,
     tied_head: bool,
+    rope_factors: Factors | None = None,
     find_arch: FindArch | None = None,
 ) -> ModelConfig:
     """Translate GGUF keys.
 
     Units:   vocab_size rows of the embedding, n_tokens pieces of the vocabulary (0: none)
+    Notes:   rope_factors as `rope_numbers` has them
     Raises:  ConfigError, UnsupportedError
     """
     where = header.cursor.file.where
@@ -33,17 +49,24 @@ def gguf_config(
     n_layers = fields.whole(key("block_count"), high=4096)
     dim = fields.whole(key("embedding_length"))
     n_heads, n_kv_heads, head_dim = _heads(fields, arch, n_layers, dim)
-    _check_gguf_rope(fields, arch, head_dim)
+    family = gguf_family(arch)
     known = n_tokens or vocab_size
     kind = header.values.get("tokenizer.ggml.model")
     return build(
         where, arch=arch, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
         head_dim=head_dim, vocab_size=vocab_size, tied_head=tied_head,
         ffn_dim=_per_layer(fields, key("feed_forward_length"), n_layers, None),
-        max_seq_len=fields.whole(key("context_length")),
+        **rope_numbers(fields, arch, family, head_dim, rope_factors or {}),
+        **attention_numbers(fields, arch, family, n_layers),
+        attn_scale=attention_scale(fields, arch, family, n_layers, dim // n_heads),
         norm_eps=fields.number(key("attention.layer_norm_rms_epsilon"), high=1.0),
-        rope_theta=fields.number(key("rope.freq_base"), 10000.0),
-        rope_style="interleaved",
+        rope_style=family.rope_style,
+        activation=family.activation,
+        embed_scale=fields.number_or(math.sqrt(dim) if family.scales_embedding else 1.0,
+                                     key("embedding_scale")),
+        residual_scale=fields.number_or(1.0, key("residual_scale")),
+        logit_scale=1.0 / fields.number_or(1.0, key("logit_scale")),
+        generation=_generation(fields),
         bos_token_id=fields.token_id("tokenizer.ggml.bos_token_id", known,
                                      1 if kind == "llama" and known > 1 else None),
         eos_token_ids=_gguf_eos(fields, known, kind == "llama"),
@@ -103,24 +126,10 @@ def _per_layer(fields: Fields, key: str, n_layers: int, default: int | None) -> 
     return Fields({key: first}, fields.where).whole(key)
 
 
-def _check_gguf_rope(fields: Fields, arch: str, head_dim: int) -> None:
-    key = f"{arch}.rope.dimension_count"
-    n_rotated = fields.whole(key, head_dim)
-    if n_rotated % 2 or n_rotated > head_dim:
-        raise fields.fail(key, f"is {n_rotated}; it must be even and at most {head_dim}")
-    if n_rotated < head_dim:
-        raise UnsupportedError(
-            f"{fields.where}: {key} is {n_rotated} of {head_dim}: partial rotation is not supported"
-        )
-    scaling = fields.text(f"{arch}.rope.scaling.type", "none")
-    factor = fields.number(f"{arch}.rope.scaling.factor", 1.0)
-    linear = fields.number(f"{arch}.rope.scale_linear", 1.0)
-    if scaling != "none" and not (scaling == "linear" and factor == 1.0):
-        raise UnsupportedError(
-            f"{fields.where}: {arch}.rope.scaling.type {shown(scaling)} is not supported"
-        )
-    if linear != 1.0:
-        raise UnsupportedError(f"{fields.where}: {arch}.rope.scale_linear is not supported")
+def _generation(fields: Fields) -> GenerationDefaults:
+    """What the file recommends for sampling. Raises ConfigError where it is out of range."""
+    values = {ours: fields.values.get(f"general.sampling.{theirs}") for ours, theirs in _SAMPLING}
+    return generation_defaults(values, fields.where)
 
 
 def _gguf_eos(fields: Fields, n_tokens: int, is_spm: bool) -> tuple[int, ...]:

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
-from rllama.config import GenerationDefaults, ModelConfig, SamplingParams
-from rllama.errors import ConfigError, UnsupportedError
-from rllama.formats.fields import Fields, shown
-from rllama.formats.hparams import FindArch, build, head_dim_of, require_arch
+import math
+from collections.abc import Container
+from typing import Any
 
-_HF_REFUSED_FLAGS = ("attention_bias", "mlp_bias", "attention_out_bias")
+import numpy as np
+
+from rllama.config import Activation, GenerationDefaults, ModelConfig
+from rllama.dtypes import BF16, F16, DType
+from rllama.errors import UnsupportedError
+from rllama.formats.fields import Fields, shown
+from rllama.formats.hf_families import HfFamily, hf_family
+from rllama.formats.hparams import (
+    FindArch,
+    build,
+    generation_defaults,
+    head_dim_of,
+    require_arch,
+)
+from rllama.formats.hparams_hf_attention import attention_numbers
+from rllama.formats.hparams_hf_rope import rope_numbers
+
+# Keys that change the result where they are set, in ways that are not computed here.
+_REFUSED = ("use_bidirectional_attention", "clip_qkv", "alibi", "attention_chunk_size", "use_mrope",
+            "qk_layernorm", "use_qk_norm", "parallel_attn", "attn_temperature_tuning")  # fmt: skip
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
+# Models that also see, whose text part is a model of its own in `text_config`.
+_SEEING = ("gemma3", "mistral3")
+_SHARED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config")
+# A flag of config.json and a tensor that tells whether it is so.
+_BIASES = (("attention_bias", "layers.0.bq"), ("mlp_bias", "layers.0.b_gate"))
 
 
 def hf_config(
@@ -15,50 +42,58 @@ def hf_config(
     generation: Fields | None,
     *,
     vocab_size: int,
-    has_head: bool,
+    embed_dtype: DType,
+    tensors: Container[str],
     name: str,
     find_arch: FindArch | None = None,
 ) -> ModelConfig:
     """Translate config.json and, where there is one, generation_config.json.
 
-    Units:   vocab_size rows of the embedding
+    Units:   vocab_size rows of the embedding; tensors by their canonical names
     Raises:  ConfigError, UnsupportedError
     """
-    arch = _hf_arch(config, find_arch)
-    _refuse_hf_variants(config)
-    n_heads = config.whole("num_attention_heads")
-    dim = config.whole("hidden_size")
+    arch, config = _text_part(config, find_arch)
+    family = hf_family(arch)
+    config = Fields({**family.assumed, **config.values}, config.where)
+    _refuse_variants(config)
+    _check_biases(config, tensors)
     stated = config.whole("vocab_size")
     if stated != vocab_size:
         raise config.fail("vocab_size", f"is {stated}, but the embedding has {vocab_size} rows")
+    n_layers = config.whole("num_hidden_layers", high=4096)
+    n_heads, dim = config.whole("num_attention_heads"), config.whole("hidden_size")
+    head_dim = head_dim_of(config, "head_dim", dim, n_heads, "hidden_size")
     eos = config.token_ids("eos_token_id", vocab_size)
     if generation is not None:
         eos += generation.token_ids("eos_token_id", vocab_size)
     return build(
-        config.where, arch=arch, dim=dim, n_heads=n_heads,
+        config.where, arch=arch, dim=dim, n_heads=n_heads, n_layers=n_layers, head_dim=head_dim,
         ffn_dim=config.whole("intermediate_size"),
-        n_layers=config.whole("num_hidden_layers", high=4096),
         n_kv_heads=config.whole("num_key_value_heads", n_heads),
-        head_dim=head_dim_of(config, "head_dim", dim, n_heads, "hidden_size"),
-        vocab_size=vocab_size,
-        max_seq_len=config.whole("max_position_embeddings"),
-        norm_eps=config.number("rms_norm_eps", high=1.0),
-        rope_theta=_hf_rope_theta(config),
-        rope_style="half",
-        tied_head=_hf_tied(config, has_head),
+        vocab_size=vocab_size, norm_eps=config.number("rms_norm_eps", high=1.0), rope_style="half",
+        **rope_numbers(config, head_dim), **attention_numbers(config, n_layers),
+        **_scales(config, family, dim, embed_dtype),
+        activation=_activation(config, family),
+        tied_head=_hf_tied(config, "lm_head" in tensors),
         bos_token_id=config.token_id("bos_token_id", vocab_size),
-        eos_token_ids=tuple(dict.fromkeys(eos)),
-        name=name,
+        eos_token_ids=tuple(dict.fromkeys(eos)), name=name,
         generation=_generation_defaults(generation),
     )  # fmt: skip
 
 
-def _hf_arch(config: Fields, find_arch: FindArch | None) -> str:
-    """The model type, whose decoder must be what `architectures` names if that is given."""
-    arch = config.text("model_type")
-    require_arch(arch, find_arch, config.where)
+def _text_part(config: Fields, find_arch: FindArch | None) -> tuple[str, Fields]:
+    """The model type and its numbers; `architectures`, if given, must name its causal decoder."""
+    arch, suffix = config.text("model_type"), "forcausallm"
+    text = config
+    if arch in _SEEING and isinstance(config.values.get("text_config"), dict):
+        inner: dict[str, Any] = config.values["text_config"]
+        shared = {key: config.values[key] for key in _SHARED if key in config}
+        text = Fields({**shared, **inner}, f"{config.where}: text_config")
+        suffix = "forconditionalgeneration"
+    wanted = arch.removesuffix("_text").replace("_", "") + suffix
+    inner_arch = text.text("model_type")
+    require_arch(inner_arch, find_arch, config.where)
     names = config.values.get("architectures")
-    wanted = arch.replace("_", "") + "forcausallm"
     if names is not None and not (
         isinstance(names, list) and [str(name).lower() for name in names] == [wanted]
     ):
@@ -66,50 +101,62 @@ def _hf_arch(config: Fields, find_arch: FindArch | None) -> str:
             f"{config.where}: architectures {shown(names)} with model_type {shown(arch)} is not "
             "supported; only a causal decoder of that type is"
         )
-    return arch
+    return inner_arch, text
 
 
-def _refuse_hf_variants(config: Fields) -> None:
-    for key in _HF_REFUSED_FLAGS:
-        if config.flag(key, False):
-            raise UnsupportedError(f"{config.where}: {key}: biases are not supported")
+def _refuse_variants(config: Fields) -> None:
+    for key in _REFUSED:
+        if config.values.get(key):
+            raise UnsupportedError(
+                f"{config.where}: {key} {shown(config.values[key])} is not supported"
+            )
     if "quantization_config" in config:
         method = config.values["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
         raise UnsupportedError(
             f"{config.where}: quantization_config {shown(method)} is not supported"
         )
-    activation = config.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedError(f"{config.where}: hidden_act {shown(activation)} is not supported")
 
 
-def _hf_rope_theta(config: Fields) -> float:
-    theta = config.number("rope_theta", 10000.0)
-    for key in ("rope_scaling", "rope_parameters"):
-        if key not in config:
-            continue
-        value = config.values[key]
-        if not isinstance(value, dict):
-            raise config.fail(key, f"must be an object, not {shown(value)}")
-        rope = Fields(value, f"{config.where}: {key}")
-        if not value:
-            continue
-        kind_key = "rope_type" if "rope_type" in rope or "type" not in rope else "type"
-        kind = rope.text(kind_key)
-        if kind != "default":
-            raise UnsupportedError(
-                f"{config.where}: {key} of the kind {shown(kind)} is not supported"
-            )
-        theta = rope.number("rope_theta", theta)
-        _refuse_partial_rotation(rope)
-    _refuse_partial_rotation(config)
-    return theta
+def _check_biases(config: Fields, tensors: Container[str]) -> None:
+    for key, tensor in _BIASES:
+        if key in config and config.flag(key) != (tensor in tensors):
+            there = "are not there" if config.flag(key) else "are there"
+            raise config.fail(key, f"is {str(config.flag(key)).lower()}, but the biases {there}")
 
 
-def _refuse_partial_rotation(fields: Fields) -> None:
-    if fields.number("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedError(f"{fields.where}: partial_rotary_factor is not supported")
+def _activation(config: Fields, family: HfFamily) -> Activation:
+    key = "hidden_activation" if "hidden_activation" in config else "hidden_act"
+    name = config.text(key, "silu")
+    found = family.activations.get(name) or _ACTIVATIONS.get(name)
+    if found is None:
+        raise UnsupportedError(f"{config.where}: {key} {shown(name)} is not supported")
+    return found
+
+
+def _scales(config: Fields, family: HfFamily, dim: int, embed_dtype: DType) -> dict[str, Any]:
+    """What embeddings, branches, logits and norms are multiplied by or raised by."""
+    embed_scale = config.number("embedding_multiplier", 1.0)
+    if family.scales_embedding:
+        embed_scale = _rounded(math.sqrt(dim), embed_dtype)
+    return {
+        "embed_scale": embed_scale,
+        "residual_scale": config.number("residual_multiplier", 1.0),
+        "logit_scale": 1.0 / config.number("logits_scaling", 1.0),
+        "norm_offset": family.norm_offset,
+    }
+
+
+def _rounded(value: float, dtype: DType) -> float:
+    """A number as a tensor of that type holds it: the scale has the type of the embedding."""
+    if dtype is F16:
+        return float(np.float16(value))
+    bits = np.float32(value).view(np.uint32)
+    if dtype is BF16:
+        bits = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(
+            0xFFFF0000
+        )
+    return float(np.uint32(bits).view(np.float32))
 
 
 def _hf_tied(config: Fields, has_head: bool) -> bool:
@@ -122,18 +169,8 @@ def _hf_tied(config: Fields, has_head: bool) -> bool:
 
 
 def _generation_defaults(generation: Fields | None) -> GenerationDefaults:
-    """Sampling defaults of a model; out-of-range ones are refused with the file's name."""
     if generation is None:
         return GenerationDefaults()
-    values = {
-        name: generation.values.get(name)
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    }
-    try:
-        checked = SamplingParams(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{generation.where}: {error}") from error
-    return GenerationDefaults(
-        temperature=checked.temperature, top_k=checked.top_k, top_p=checked.top_p,
-        min_p=checked.min_p, repetition_penalty=checked.repetition_penalty,
-    )  # fmt: skip
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    values = {name: generation.values.get(name) for name in names}
+    return generation_defaults(values, generation.where)

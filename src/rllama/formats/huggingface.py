@@ -180,7 +180,8 @@ def _refuse_twins(shards: list[Shard]) -> None:
 def _assemble(
     path: str, folder: str, config: Fields, shards: list[Shard], find_arch: FindArch | None
 ) -> Checkpoint:
-    found, extras = _views(shards)
+    table = names.hf_table(name for _, entries, _ in shards for name in entries)
+    found, extras = _views(shards, table)
     embed = found.get("embed")
     where = printable(path)
     if embed is None or len(embed.shape) != 2:
@@ -190,7 +191,7 @@ def _assemble(
     if "auto_map" in config:
         log.info("%s: auto_map is ignored; code in model folders is never run", config.where)
     numbers = hf_config(
-        config, generation, vocab_size=embed.shape[0], has_head="lm_head" in found,
+        config, generation, vocab_size=embed.shape[0], embed_dtype=embed.dtype, tensors=found,
         name=os.path.basename(os.path.abspath(path)), find_arch=find_arch,
     )  # fmt: skip
     if numbers.tied_head and "lm_head" in found:
@@ -204,13 +205,15 @@ def _assemble(
     )  # fmt: skip
 
 
-def _views(shards: list[Shard]) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
+def _views(
+    shards: list[Shard], table: names.Table
+) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
     found: dict[str, TensorView] = {}
     extras: list[Extra] = []
     for file, entries, _ in shards:
         wanted: dict[str, str] = {}
         for name, entry in entries.items():
-            ours = names.canonical(names.HF, name)
+            ours = names.canonical(table, names.hf_text_name(name))
             if ours is not None:
                 wanted[name] = ours
                 continue

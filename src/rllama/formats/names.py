@@ -1,8 +1,9 @@
-"""What each file family calls our tensors: three rename tables, and what other names tell."""
+"""What each file family calls our tensors: rename tables, and what other names tell."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 Table = dict[str, str]
 
@@ -17,9 +18,24 @@ GGUF: Table = {
     "blk.{i}.attn_output.weight": "layers.{i}.wo",
     "blk.{i}.ffn_norm.weight": "layers.{i}.ffn_norm",
     "blk.{i}.ffn_gate.weight": "layers.{i}.w_gate",
-    "blk.{i}.ffn_up.weight": "layers.{i}.w_up",
+    "blk.{i}.ffn_up.weight": "layers.{i}.w_up",  # or gate and up in one, twice as high
     "blk.{i}.ffn_down.weight": "layers.{i}.w_down",
+    "blk.{i}.attn_qkv.weight": "layers.{i}.wqkv",
+    "blk.{i}.attn_q.bias": "layers.{i}.bq",
+    "blk.{i}.attn_k.bias": "layers.{i}.bk",
+    "blk.{i}.attn_v.bias": "layers.{i}.bv",
+    "blk.{i}.attn_output.bias": "layers.{i}.bo",
+    "blk.{i}.ffn_gate.bias": "layers.{i}.b_gate",
+    "blk.{i}.ffn_up.bias": "layers.{i}.b_up",
+    "blk.{i}.ffn_down.bias": "layers.{i}.b_down",
+    "blk.{i}.attn_q_norm.weight": "layers.{i}.q_norm",
+    "blk.{i}.attn_k_norm.weight": "layers.{i}.k_norm",
+    "blk.{i}.post_attention_norm.weight": "layers.{i}.post_attn_norm",
+    "blk.{i}.post_ffw_norm.weight": "layers.{i}.post_ffn_norm",
 }
+
+# Numbers that a GGUF keeps in tensors: what the period of every rotated pair is multiplied by.
+GGUF_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 
 HF: Table = {
     "model.embed_tokens.weight": "embed",
@@ -34,6 +50,25 @@ HF: Table = {
     "model.layers.{i}.mlp.gate_proj.weight": "layers.{i}.w_gate",
     "model.layers.{i}.mlp.up_proj.weight": "layers.{i}.w_up",
     "model.layers.{i}.mlp.down_proj.weight": "layers.{i}.w_down",
+    "model.layers.{i}.self_attn.qkv_proj.weight": "layers.{i}.wqkv",
+    "model.layers.{i}.self_attn.q_proj.bias": "layers.{i}.bq",
+    "model.layers.{i}.self_attn.k_proj.bias": "layers.{i}.bk",
+    "model.layers.{i}.self_attn.v_proj.bias": "layers.{i}.bv",
+    "model.layers.{i}.self_attn.o_proj.bias": "layers.{i}.bo",
+    "model.layers.{i}.self_attn.q_norm.weight": "layers.{i}.q_norm",
+    "model.layers.{i}.self_attn.k_norm.weight": "layers.{i}.k_norm",
+    "model.layers.{i}.mlp.gate_up_proj.weight": "layers.{i}.w_gate_up",
+    "model.layers.{i}.mlp.gate_proj.bias": "layers.{i}.b_gate",
+    "model.layers.{i}.mlp.up_proj.bias": "layers.{i}.b_up",
+    "model.layers.{i}.mlp.down_proj.bias": "layers.{i}.b_down",
+}
+
+# Where a layer has a norm behind its feed-forward, the norm behind its attention has the name that
+# otherwise belongs to the norm in front of the feed-forward.
+HF_POST_NORMED: Table = HF | {
+    "model.layers.{i}.post_attention_layernorm.weight": "layers.{i}.post_attn_norm",
+    "model.layers.{i}.pre_feedforward_layernorm.weight": "layers.{i}.ffn_norm",
+    "model.layers.{i}.post_feedforward_layernorm.weight": "layers.{i}.post_ffn_norm",
 }
 
 # The arrays of llama2.c files have no names in the file; these are the exporter's.
@@ -52,14 +87,19 @@ LLAMA2C: Table = {
     "layers.{i}.w3": "layers.{i}.w_up",
 }
 
+_TEXT_PARTS = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+)
+
+# Parts of a model that also sees: text does not pass through them.
+_SIGHT = ("vision_tower.", "multi_modal_projector.", "vision_model.")
+
 # What a name without a row here tells all the same, by its ending.
 _ROLES = (
     (".bias", "biases"),
-    ("q_norm.weight", "norms of queries and keys"),
-    ("k_norm.weight", "norms of queries and keys"),
-    ("rope_freqs.weight", "scaled rope frequencies"),
-    ("rope_factors_long.weight", "scaled rope frequencies"),
-    ("rope_factors_short.weight", "scaled rope frequencies"),
+    ("norm.weight", "norms at this place"),
     ("_exps.weight", "experts"),
     ("_inp.weight", "expert routers"),
 )
@@ -75,6 +115,19 @@ def canonical(table: Table, file_name: str) -> str | None:
     pattern = f"{file_name[: match.start()]}.{{i}}.{file_name[match.end() :]}"
     found = table.get(pattern)
     return None if found is None else found.replace("{i}", match.group(1))
+
+
+def hf_table(file_names: Iterable[str]) -> Table:
+    """The rename table of a model in Hugging Face's layout, which its own tensors tell."""
+    return HF_POST_NORMED if any("post_feedforward_layernorm" in n for n in file_names) else HF
+
+
+def hf_text_name(file_name: str) -> str:
+    """The name as a model of text alone has it: one that also sees keeps its text part apart."""
+    for prefix, plain in _TEXT_PARTS:
+        if file_name.startswith(prefix):
+            return plain + file_name.removeprefix(prefix)
+    return file_name
 
 
 def in_file(table: Table, canonical_name: str) -> str:
@@ -96,4 +149,6 @@ def layer_index(canonical_name: str) -> int | None:
 
 def role(file_name: str) -> str:
     """What a tensor without a canonical name is for; "" if its name does not tell."""
+    if file_name.removeprefix("model.").startswith(_SIGHT):
+        return ""
     return next((words for ending, words in _ROLES if file_name.endswith(ending)), "")

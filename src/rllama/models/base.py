@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rllama.backend import AttendSpec, Backend, KVStore, ScratchSpec, Weight
+from rllama.backend import AttendSpec, Backend, KVStore, RopeTable, ScratchSpec, Weight
 from rllama.batch import Batch
 from rllama.config import ModelConfig
 from rllama.dtypes import F16, F32
-from rllama.models.table import PER_LAYER, T, expand
+from rllama.models.rope import rotation
+from rllama.models.table import PER_LAYER, T, expand, settled
 from rllama.tensor import TensorView
 
 OnProgress = Callable[[int, int], None]  # bytes placed so far, bytes in all
 
 
+class Layer(SimpleNamespace):
+    """What one layer runs with: its placed weights under their short names, how it turns, attends.
+
+    Notes:   what only some models have is None in the others; `rope` None: no rotation; a vector
+             `sinks` goes into the attend_spec
+    """
+
+    attend_spec: AttendSpec
+    rope: RopeTable | None = None
+    attn_norm: Weight | None = None
+    bq: Weight | None = None
+    bk: Weight | None = None
+    bv: Weight | None = None
+    bo: Weight | None = None
+    q_norm: Weight | None = None
+    k_norm: Weight | None = None
+    sinks: Weight | None = None
+    post_attn_norm: Weight | None = None
+    ffn_norm: Weight | None = None
+    b_gate: Weight | None = None
+    b_up: Weight | None = None
+    b_down: Weight | None = None
+    post_ffn_norm: Weight | None = None
+
+
 class Decoder:
     """A decoder-only model on a backend. Subclasses name their tensors and write `forward`.
 
-    Notes:   tensors are as `check_tensors` gave them; `layers[i]` holds the placed weights of a
-             layer under their short names, and its attend_spec; a vector `sinks` goes into that;
+    Notes:   tensors are as `check_tensors` gave them; `layers[i]` has those of a layer,
              tensors outside the layers are attributes of the model
     """
 
@@ -47,11 +72,11 @@ class Decoder:
         self.cfg = cfg
         self.backend = backend
         self.kv_dtype: Literal["f32", "f16"] = natural_kv_dtype(tensors, f16=f16)
-        self.layers: list[SimpleNamespace] = [SimpleNamespace() for _ in range(cfg.n_layers)]
+        self.layers = [Layer() for _ in range(cfg.n_layers)]
         self._place(tensors, f16=f16, on_progress=on_progress)
+        self._rotate(max_seq_len or cfg.max_seq_len)
         for i, layer in enumerate(self.layers):
             layer.attend_spec = self._attend_spec(i)
-        self.rope_table = backend.rope_table(max_seq_len or cfg.max_seq_len, inv_freq(cfg))
         self.scratch = backend.scratch(scratch_spec(cfg, max_batch_tokens))
 
     def forward(self, batch: Batch, kv: KVStore) -> NDArray[np.float32]:
@@ -68,33 +93,54 @@ class Decoder:
             scale=cfg.head_dim**-0.5 if cfg.attn_scale is None else cfg.attn_scale,
             softcap=cfg.attn_softcap,
             window=cfg.windows[i] if cfg.windows else 0,
-            sinks=getattr(self.layers[i], "sinks", None),
+            sinks=self.layers[i].sinks,
         )
+
+    def _rotate(self, max_seq_len: int) -> None:
+        """Give every layer the table of its kind."""
+        cfg = self.cfg
+        tables: dict[bool, RopeTable] = {}
+        for i, layer in enumerate(self.layers):
+            local = cfg.local_rope_theta is not None and bool(cfg.windows) and cfg.windows[i] > 0
+            if i in cfg.unrotated_layers:
+                continue
+            if local not in tables:
+                turn = rotation(cfg, max_seq_len, local=local)
+                tables[local] = self.backend.rope_table(
+                    max_seq_len, turn.inv_freq, turn.factor, cfg.head_dim
+                )
+            layer.rope = tables[local]
 
     def _place(
         self, tensors: Mapping[str, TensorView], *, f16: bool, on_progress: OnProgress | None
     ) -> None:
         n_done, n_all = 0, sum(view.n_bytes for view in tensors.values())
-        for row, layer, name in expand(self.TENSORS, self.cfg):
-            view, be = tensors[name], self.backend
-            placed = be.place_norm(view) if len(view.shape) == 1 else be.place(view, f16=f16)
+        for row, layer, name in expand(settled(self.TENSORS, tensors), self.cfg):
             home = self if layer is None else self.layers[layer]
-            setattr(home, row.name.removeprefix(PER_LAYER), placed)
-            n_done += view.n_bytes
+            for short, view in self._pieces(row, tensors[name]):
+                setattr(home, short, self._placed(short, view, f16=f16))
+            n_done += tensors[name].n_bytes
             if on_progress is not None:
                 on_progress(n_done, n_all)
         if self.cfg.tied_head:
             self.lm_head = self.embed
 
+    def _pieces(self, row: T, view: TensorView) -> Iterator[tuple[str, TensorView]]:
+        """What a row of the table is placed as: itself, or each of its parts."""
+        if not row.parts:
+            yield row.name.removeprefix(PER_LAYER), view
+            return
+        first = 0
+        heights = self.cfg.sizes(row.shape.partition(",")[0].replace("+", ","))
+        for part, height in zip(row.parts, heights, strict=True):
+            yield part.removeprefix(PER_LAYER), view.rows(first, first + height)
+            first += height
 
-def inv_freq(cfg: ModelConfig) -> NDArray[np.float64]:
-    """Radians per position of every rotated pair.
-
-    Shapes:  [d/2] f64
-    Source:  arXiv 2104.09864
-    """
-    exponent = np.arange(0, cfg.head_dim, 2, dtype=np.float64) / cfg.head_dim
-    return 1.0 / cfg.rope_theta**exponent
+    def _placed(self, short: str, view: TensorView, *, f16: bool) -> Weight:
+        if len(view.shape) > 1:
+            return self.backend.place(view, f16=f16)
+        offset = self.cfg.norm_offset if short.endswith("norm") else 0.0
+        return self.backend.place_norm(view, offset)
 
 
 def scratch_spec(cfg: ModelConfig, max_tokens: int) -> ScratchSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from rllama.config import ModelConfig
@@ -20,10 +20,32 @@ PER_LAYER = "layers.{i}."
 
 @dataclass(frozen=True, slots=True)
 class T:
-    """One row of a tensor table: canonical name and shape in config letters ("H*d, D")."""
+    """One row of a tensor table: canonical name and shape in config letters ("H*d, D").
+
+    Notes:   an optional row is in every layer of a file or in none; a row with parts is a matrix of
+             several, one below the other ("H*d + G*d + G*d, D"), that files may have instead of
+             the rows of these names
+    """
 
     name: str
     shape: str
+    optional: bool = False
+    parts: tuple[str, ...] = ()
+
+
+def settled(table: tuple[T, ...], names: Container[str]) -> tuple[T, ...]:
+    """The rows that a file with these tensors is to have: its way where there is a choice."""
+
+    def is_there(row_name: str) -> bool:
+        return row_name.replace("{i}", "0") in names
+
+    fused = [row for row in table if row.parts and is_there(row.name)]
+    replaced = {part for row in fused for part in row.parts}
+    return tuple(
+        row for row in table
+        if row in fused
+        or (not row.parts and row.name not in replaced and (not row.optional or is_there(row.name)))
+    )  # fmt: skip
 
 
 def expand(table: tuple[T, ...], cfg: ModelConfig) -> Iterator[tuple[T, int | None, str]]:
@@ -49,6 +71,7 @@ def check_tensors(
              vectors in blocks
     """
     checked: dict[str, TensorView] = {}
+    table = settled(table, checkpoint.tensors)
     shapes = {row.name: cfg.sizes(row.shape) for row in table}
     for row, _, name in expand(table, cfg):
         view, want = checkpoint.tensors.get(name), shapes[row.name]
