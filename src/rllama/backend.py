@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rllama.batch import Batch
 from rllama.config import Activation, RopeStyle
 from rllama.errors import UnsupportedError
-from rllama.tensor import TensorView
+from rllama.tensor import View
 
 Buf = Any  # activations [T, width] f32, opaque to models: a core.Buf here, a device array there
 Weight = Any  # a placed weight [N, K], opaque to models
@@ -98,8 +98,8 @@ class Backend(Protocol):
     def isa(self) -> str: ...
     @property
     def n_threads(self) -> int: ...
-    def place(self, view: TensorView, *, f16: bool = False) -> Weight: ...
-    def place_norm(self, view: TensorView, offset: float = 0.0) -> Weight: ...
+    def place(self, view: View, *, f16: bool = False) -> Weight: ...
+    def place_norm(self, view: View, offset: float = 0.0) -> Weight: ...
     def rope_table(
         self,
         max_seq_len: int,

@@ -15,7 +15,7 @@ from rllama._kernels import core
 from rllama.backend import KVSpec, ScratchSpec
 from rllama.dtypes import DTYPES, F16, F32
 from rllama.errors import ConfigError, UnsupportedError
-from rllama.tensor import TensorView
+from rllama.tensor import TensorView, View
 from rllama.threads import check_threads, openmp_runtimes, usable_threads
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,14 @@ class CpuBackend(core.Context):
         self._logits: core.Buf | None = None
         self._orders = _Orders()
 
-    def place(self, view: TensorView, *, f16: bool = False) -> core.Weight:
+    def place(self, view: View, *, f16: bool = False) -> core.AnyWeight:
+        """A weight over the view's own bytes, as `place_whole` has it; pieces stay pieces."""
+        if isinstance(view, TensorView):
+            return self.place_whole(view, f16=f16)
+        parts = tuple(self.place_whole(part, f16=f16) for part in view.parts)
+        return core.Joined(parts, view.axis, view.origin)
+
+    def place_whole(self, view: TensorView, *, f16: bool = False) -> core.Weight:
         """A weight over the view's own bytes; F32 and BF16 are converted if f16 is asked for."""
         shape = view.shape if len(view.shape) == 2 else (1, *view.shape)
         if len(shape) != 2:
@@ -120,7 +127,7 @@ class CpuBackend(core.Context):
         order = self._orders.one_of(view.column_order)
         return core.Weight(raw, number, shape[0], shape[1], view.origin, order)
 
-    def place_norm(self, view: TensorView, offset: float = 0.0) -> core.Weight:
+    def place_norm(self, view: View, offset: float = 0.0) -> core.Weight:
         """A vector as one aligned F32 row, converted where the file has another type."""
         values = np.ascontiguousarray(view.to_f32())
         if offset:
@@ -151,7 +158,7 @@ class CpuBackend(core.Context):
         self,
         x: core.Buf,
         step: core.Step,
-        head: core.Weight,
+        head: core.AnyWeight,
         *,
         scale: float = 1.0,
         softcap: float = 0.0,

@@ -20,7 +20,7 @@ from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
 from rllama.models.table import check_tensors
-from rllama.tensor import TensorView
+from rllama.tensor import View
 from rllama.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
     return tokenizers.load_tokenizer(tokenizer_source(os.fspath(path)))
 
 
-def held_bytes(tensors: Mapping[str, TensorView], *, f16: bool) -> int:
+def held_bytes(tensors: Mapping[str, View], *, f16: bool) -> int:
     """Bytes of the weights as they run; a tensor that is copied does not stay in the file."""
     return sum((f16_copy_bytes(view) if f16 else 0) or view.n_bytes for view in tensors.values())
 
@@ -169,7 +169,7 @@ def open_model(
     return checkpoint
 
 
-def model_tensors(checkpoint: Checkpoint) -> dict[str, TensorView]:
+def model_tensors(checkpoint: Checkpoint) -> dict[str, View]:
     """The tensors that the architecture of a checkpoint asks for, checked.
 
     Raises:  ConfigError, UnsupportedError, FormatError if there is no model at all

@@ -1,4 +1,4 @@
-"""TensorView: read-only bytes of one tensor, with its type, shape and origin."""
+"""TensorView: bytes of one tensor, with type, shape and origin; JoinedView: pieces of a matrix."""
 
 from __future__ import annotations
 
@@ -62,3 +62,64 @@ class TensorView:
             raise UnsupportedError(f"{self.origin}: {self.dtype.name} is not a float type")
         values = np.frombuffer(self.data, dtype=self.dtype.numpy_name)
         return values.astype(np.float32).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinedView:
+    """A matrix whose rows (axis 0) or columns (axis 1) lie in several files, piece after piece.
+
+    Notes:   the pieces stay where they are; placed, they are one weight
+    Raises:  ShapeError if they are no matrices of one type that fit together
+    """
+
+    parts: tuple[TensorView, ...]
+    axis: int
+
+    def __post_init__(self) -> None:
+        first = self.parts[0]
+        for part in self.parts:
+            fits = len(part.shape) == 2 and part.shape[1 - self.axis] == first.shape[1 - self.axis]
+            if not fits or part.dtype is not first.dtype:
+                raise ShapeError(
+                    f"{part.origin}: {part.dtype.name} {list(part.shape)} cannot be joined to "
+                    f"{first.dtype.name} {list(first.shape)} along axis {self.axis}"
+                )
+
+    @property
+    def dtype(self) -> DType:
+        return self.parts[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        joined = sum(part.shape[self.axis] for part in self.parts)
+        other = self.parts[0].shape[1 - self.axis]
+        return (joined, other) if self.axis == 0 else (other, joined)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def origin(self) -> str:
+        kind = "columns" if self.axis else "rows"
+        return f"{self.parts[0].origin} and {len(self.parts) - 1} more pieces of {kind}"
+
+    def to_f32(self) -> NDArray[np.float32]:
+        """The values as a new f32 array of `shape`; float types only. Raises UnsupportedError."""
+        return np.concatenate([part.to_f32() for part in self.parts], axis=self.axis)
+
+    def rows(self, first: int, last: int) -> JoinedView:
+        """Rows first..last of the whole, sharing the bytes."""
+        if self.axis == 1:
+            return replace(self, parts=tuple(part.rows(first, last) for part in self.parts))
+        cut: list[TensorView] = []
+        start = 0
+        for part in self.parts:
+            a, b = max(first - start, 0), min(last - start, part.shape[0])
+            if a < b:
+                cut.append(part.rows(a, b))
+            start += part.shape[0]
+        return replace(self, parts=tuple(cut))
+
+
+View = TensorView | JoinedView

@@ -57,7 +57,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "matmul out columns": lambda: context(ISA).matmul(buf(2, 32), (weight(),), (buf(2, 6),)),
     "matmul no weights": lambda: context(ISA).matmul(buf(2, 32), (), ()),
     "matmul missing out": lambda: context(ISA).matmul(buf(2, 32), (weight(),), ()),
-    "matmul too many": lambda: context(ISA).matmul(buf(2, 32), (weight(),) * 5, (buf(2, 5),) * 5),
+    "matmul too many": lambda: context(ISA).matmul(buf(2, 32), (weight(),) * 17, (buf(2, 5),) * 17),
     "matmul_add out": lambda: context(ISA).matmul_add(buf(2, 32), weight(), buf(2, 4)),
     "norm width": lambda: context(ISA).rms_norm(buf(2, 31), weight(1), 1e-5, buf(2, 31)),
     "norm out": lambda: context(ISA).rms_norm(buf(2, 32), weight(1), 1e-5, buf(1, 32)),

@@ -123,6 +123,39 @@ static void check_shared(rl_ctx *ctx) {
     free_weight(&d);
 }
 
+/* Pieces: x and out that are parts of wider rows, and a table that holds a part of the ids. */
+static void check_strides(rl_ctx *ctx) {
+    const int32_t ids[] = {1, 4, 7, 2};
+    for (int format = 0; format < N_FORMATS; format++) {
+        test_weight t = make_weight(format, 5, 32);
+        float *wide = random_floats(40 * 50), *x = must_alloc(40 * 32 * sizeof(float));
+        for (int i = 0; i < 40 * 32; i++) x[i] = wide[i / 32 * 50 + 7 + i % 32];
+        float *want = run_matmul(ctx, &t, x, 40), *out = must_alloc(40 * 9 * sizeof(float));
+        for (int i = 0; i < 40 * 9; i++) out[i] = 3.0f;
+        rl_matmul_op op = {.x = wide + 7, .x_stride = 50, .n_tokens = 40, .w = {&t.w}};
+        op.out[0] = out + 2;
+        op.out_stride[0] = 9;
+        op.n_outputs = 1;
+        check(rl_matmul(ctx, &op) == RL_OK, "stride status", format, 0, 0);
+        for (int i = 0; i < 40 * 9; i++) {
+            int inside = i % 9 >= 2 && i % 9 < 7;
+            check(out[i] == (inside ? want[i / 9 * 5 + i % 9 - 2] : 3.0f), "stride", format, i, 0);
+        }
+        for (int i = 0; i < 4 * 33; i++) out[i] = 3.0f;
+        check(rl_embed(ctx, &t.w, ids, 4, 2, out, 33) == RL_OK, "piece status", format, 0, 0);
+        for (int i = 0; i < 4 * 33; i++) {
+            int row = ids[i / 33] - 2, inside = i % 33 < 32 && row >= 0 && row < 5;
+            float value = inside ? (float)t.values[row * 32 + i % 33] : 3.0f;
+            check(out[i] == value, "piece of a table", format, i, 0);
+        }
+        free(wide);
+        free(x);
+        free(want);
+        free(out);
+        free_weight(&t);
+    }
+}
+
 /* ---- row by row ---- */
 
 static void check_embed(rl_ctx *ctx) {
@@ -131,7 +164,7 @@ static void check_embed(rl_ctx *ctx) {
         for (int64_t n_cols = 32; n_cols <= 96; n_cols += format < Q8_0 ? 5 : 32) {
             test_weight t = make_weight(format, 7, n_cols);
             float *out = must_alloc((size_t)(5 * n_cols) * sizeof(float));
-            check(rl_embed(ctx, &t.w, ids, 5, out) == RL_OK, "embed status", 0, 0, 0);
+            check(rl_embed(ctx, &t.w, ids, 5, 0, out, n_cols) == RL_OK, "embed status", 0, 0, 0);
             for (int64_t i = 0; i < 5 * n_cols; i++)
                 check(out[i] == (float)t.values[ids[i / n_cols] * n_cols + i % n_cols], "embed",
                       format, n_cols, i);
@@ -390,6 +423,7 @@ static void check_level(void) {
     random_state = 1;
     check_matmul(ctx, threads);
     check_shared(threads);
+    check_strides(threads);
     check_embed(ctx);
     for (int64_t n = 1; n <= 70; n += n < 20 ? 1 : 7) {
         check_norm(ctx, n);

@@ -111,6 +111,46 @@ cdef class Weight:
         return rl_format_name(self.c.format).decode()
 
 
+cdef class Joined:
+    """A weight [n_rows, n_cols] whose rows (axis 0) or columns (axis 1) lie in several places.
+
+    Every op that takes a Weight takes one of these. Pieces of rows are computed as the whole would
+    be, to the bit; the products of pieces of columns are added in the order of the pieces.
+    """
+
+    cdef readonly tuple parts, shape
+    cdef readonly int axis
+    cdef readonly str origin
+
+    def __init__(self, tuple parts, int axis, str origin=""):
+        cdef Weight part
+        cdef Weight first = parts[0] if parts else None
+        cdef int64_t n_rows = 0, n_cols = 0
+        if axis not in (0, 1) or first is None:
+            raise ShapeError(f"{origin}: {len(parts)} pieces along axis {axis}")
+        for part in parts:
+            if part.c.format != first.c.format:
+                raise ShapeError(f"{origin}: pieces of {first.format_name} and {part.format_name}")
+            if (part.c.n_cols if axis == 0 else part.c.n_rows) != \
+                    (first.c.n_cols if axis == 0 else first.c.n_rows):
+                raise ShapeError(f"{origin}: pieces {first.shape} and {part.shape} along axis "
+                                 f"{axis}")
+            n_rows += part.c.n_rows
+            n_cols += part.c.n_cols
+        self.parts = parts
+        self.axis = axis
+        self.origin = origin
+        self.shape = (n_rows, first.c.n_cols) if axis == 0 else (first.c.n_rows, n_cols)
+
+    @property
+    def n_bytes(self):
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def format_name(self):
+        return self.parts[0].format_name
+
+
 cdef class Buf:
     """Activations [n_rows, n_cols] f32; `array` is the same memory as numpy."""
 
@@ -349,20 +389,36 @@ cdef class Context:
         """Check the arrays of a batch once for all ops of the step. Raises ShapeError."""
         return Step(batch)
 
-    def embed(self, Step step, Weight table, Buf out):
+    def embed(self, Step step, table, Buf out):
         """out[T, D] = rows of the table. Raises ShapeError for an id beyond it."""
+        cdef int64_t row = 0, column = 0
+        n_rows, n_cols = table.shape
+        if step.max_id >= n_rows:
+            raise ShapeError(f"embed: token id {step.max_id} of {n_rows} rows")
+        if out.n_rows != step.n_tokens or out.n_cols != n_cols:
+            raise ShapeError(f"embed: out {(out.n_rows, out.n_cols)} for {step.n_tokens} tokens of "
+                             f"{n_cols}")
+        if isinstance(table, Weight):
+            self.run_embed(step, table, 0, out.data, out.n_cols)
+            return
+        for part in table.parts:
+            self.run_embed(step, part, row, out.data + column, out.n_cols)
+            if table.axis == 0:
+                row += part.shape[0]
+            else:
+                column += part.shape[1]
+
+    cdef int run_embed(self, Step step, Weight table, int64_t first_row, float *out,
+                       int64_t out_stride) except -1:
+        cdef rl_status status
         if table.c.column_order != NULL:
             raise ShapeError(f"embed: {table.origin} has an order of columns")
-        if step.max_id >= table.c.n_rows:
-            raise ShapeError(f"embed: token id {step.max_id} of {table.c.n_rows} rows")
-        if out.n_rows != step.n_tokens or out.n_cols != table.c.n_cols:
-            raise ShapeError(f"embed: out {(out.n_rows, out.n_cols)} for {step.n_tokens} tokens of "
-                             f"{table.c.n_cols}")
-        cdef rl_status status
         self.enter()
         with nogil:
-            status = rl_embed(self.c, &table.c, &step.token_ids[0], step.n_tokens, out.data)
+            status = rl_embed(self.c, &table.c, &step.token_ids[0], step.n_tokens,
+                              <int32_t>first_row, out, out_stride)
         self.leave(status)
+        return 0
 
     def rms_norm(self, Buf x, Weight weight, double eps, Buf out):
         """out = x / sqrt(mean(x^2) + eps) * weight; weight is F32 [1, D]. A narrower weight norms
@@ -384,11 +440,12 @@ cdef class Context:
         cdef rl_matmul_op op
         cdef Weight weight
         cdef Buf out
-        cdef rl_status status
         cdef int i, n = <int>len(weights)
         if n < 1 or n > RL_MAX_OUTPUTS or len(outs) != n:
             raise ShapeError(f"matmul: {n} weights, {len(outs)} outputs")
         for i in range(n):
+            if isinstance(weights[i], Joined):
+                return self.run_pieces(x, weights, outs, add)
             weight = weights[i]
             out = outs[i]
             if weight.c.n_cols != x.n_cols or out.n_cols != weight.c.n_rows \
@@ -397,23 +454,72 @@ cdef class Context:
                                  f"out {(out.n_rows, out.n_cols)}")
             op.w[i] = &weight.c
             op.out[i] = out.data
+            op.out_stride[i] = out.n_cols
+        op.x = x.data
+        return self.run_op(&op, x, n, add)
+
+    cdef int run_op(self, rl_matmul_op *op, Buf x, int n, bint add) except -1:
+        cdef rl_status status
         if x.n_rows == 0:
             return 0
-        op.x = x.data
+        op.x_stride = x.n_cols
         op.n_tokens = x.n_rows
         op.n_outputs = n
         op.add = add
         self.enter()
         with nogil:
-            status = rl_matmul(self.c, &op)
+            status = rl_matmul(self.c, op)
         self.leave(status)
+        return 0
+
+    cdef int run_pieces(self, Buf x, tuple weights, tuple outs, bint add) except -1:
+        """Weights of which some are joined: pieces of rows, as many at once as an op takes, write
+        their columns of an output; pieces of columns, one op each, add up in it."""
+        cdef rl_matmul_op op
+        cdef Weight part
+        cdef Buf out
+        cdef int64_t column
+        cdef int n = 0
+        for weight, into in zip(weights, outs):
+            out = into
+            if weight.shape != (out.n_cols, x.n_cols) or out.n_rows != x.n_rows:
+                raise ShapeError(f"matmul: x {(x.n_rows, x.n_cols)} w {weight.shape} "
+                                 f"out {(out.n_rows, out.n_cols)}")
+            if isinstance(weight, Joined) and weight.axis == 1:
+                self.add_columns(x, weight, out, add)
+                continue
+            column = 0
+            for part in weight.parts if isinstance(weight, Joined) else (weight,):
+                if n == RL_MAX_OUTPUTS:
+                    self.run_op(&op, x, n, add)
+                    n = 0
+                op.w[n] = &part.c
+                op.out[n] = out.data + column
+                op.out_stride[n] = out.n_cols
+                column += part.c.n_rows
+                op.x = x.data
+                n += 1
+        return self.run_op(&op, x, n, add) if n else 0
+
+    cdef int add_columns(self, Buf x, Joined weight, Buf out, bint add) except -1:
+        cdef rl_matmul_op op
+        cdef Weight part
+        cdef int64_t column = 0
+        for part in weight.parts:
+            op.w[0] = &part.c
+            op.x = x.data + column
+            op.out[0] = out.data
+            op.out_stride[0] = out.n_cols
+            self.run_op(&op, x, 1, add)
+            column += part.c.n_cols
+            add = True
         return 0
 
     def matmul(self, Buf x, tuple weights, tuple out):
         """out[i][T, N_i] = x[T, K] @ weights[i][N_i, K].T for weights that share x."""
         self.run_matmul(x, weights, out, False)
 
-    def matmul_add(self, Buf x, Weight weight, Buf into):
+    def matmul_add(self, Buf x, weight, Buf into):
         """into[T, N] += x[T, K] @ weight[N, K].T"""
         self.run_matmul(x, (weight,), (into,), True)
 

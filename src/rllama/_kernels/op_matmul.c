@@ -18,6 +18,7 @@ typedef struct {
     const rl_weight *w;
     const rl_format_row *row;
     float *out;
+    int64_t out_stride, x_stride;
     const uint8_t *acts;
     int64_t n_units;     /* blocks, or units of 8 columns */
     int64_t act_bytes;   /* activations of one token */
@@ -57,6 +58,8 @@ static int64_t panel_unit_bytes(const rl_format_row *row) {
 static void plan_part(part *p, const matmul_work *work, int i) {
     p->w = work->op->w[i];
     p->out = work->op->out[i];
+    p->out_stride = work->op->out_stride[i] ? work->op->out_stride[i] : p->w->n_rows;
+    p->x_stride = work->op->x_stride ? work->op->x_stride : p->w->n_cols;
     p->row = &work->ctx->table.formats[p->w->format];
     p->n_units = rl_div_up(p->w->n_cols, unit_cols(p->row));
     p->act_bytes = p->n_units * act_unit_bytes(p->row->act);
@@ -82,18 +85,33 @@ typedef struct {
 static void quantise_tile(void *arg, int64_t item, int thread) {
     const quant_work *work = arg;
     const int32_t *order = work->p->w->column_order;
-    int64_t first = item * work->tile, n_cols = work->p->w->n_cols;
+    int64_t first = item * work->tile, n_cols = work->p->w->n_cols, x_stride = work->p->x_stride;
     int n = (int)rl_min64(work->tile, work->op->n_tokens - first);
-    const float *x = work->op->x + first * n_cols;
+    const float *x = work->op->x + first * x_stride;
     (void)thread;
     if (order != NULL) {
         float *gathered = work->gathered + first * n_cols;
         for (int t = 0; t < n; t++)
             for (int64_t k = 0; k < n_cols; k++)
-                gathered[t * n_cols + k] = x[t * n_cols + order[k]];
+                gathered[t * n_cols + k] = x[t * x_stride + order[k]];
         x = gathered;
+        x_stride = n_cols;
     }
-    work->quant(x, n_cols, n, work->p->row->offset, work->acts + first * work->p->act_bytes);
+    work->quant(x, x_stride, n_cols, n, work->p->row->offset,
+                work->acts + first * work->p->act_bytes);
+}
+
+/* The first part before part i that wants the very same activations, or NULL. */
+static const part *shares_activations(const matmul_work *work, int i) {
+    const rl_format_row *row = work->parts[i].row;
+    const int32_t *order = work->parts[i].w->column_order;
+    for (int j = 0; j < i; j++) {
+        const rl_format_row *other = work->parts[j].row;
+        if (other->act == row->act && other->offset == row->offset &&
+            other->max_tile == row->max_tile && work->parts[j].w->column_order == order)
+            return &work->parts[j];
+    }
+    return NULL;
 }
 
 /* Give every part its activations; parts of the same kind share them. */
@@ -102,7 +120,8 @@ static rl_status prepare_activations(matmul_work *work) {
     int64_t total = 0, gathered_bytes = 0;
     for (int i = 0; i < op->n_outputs; i++) {
         const rl_weight *w = op->w[i];
-        total += rl_round_up(work->parts[i].act_bytes * op->n_tokens, 64);
+        if (shares_activations(work, i) == NULL)
+            total += rl_round_up(work->parts[i].act_bytes * op->n_tokens, 64);
         if (w->column_order != NULL)
             gathered_bytes = rl_round_up(op->n_tokens * w->n_cols * (int64_t)sizeof(float), 64);
     }
@@ -112,14 +131,9 @@ static rl_status prepare_activations(matmul_work *work) {
     next += gathered_bytes;
     for (int i = 0; i < op->n_outputs; i++) {
         part *p = &work->parts[i];
-        for (int j = 0; j < i && p->acts == NULL; j++) {
-            const part *q = &work->parts[j];
-            if (q->row->act == p->row->act && q->row->offset == p->row->offset &&
-                q->row->max_tile == p->row->max_tile && q->w->column_order == p->w->column_order)
-                p->acts = q->acts;
-        }
-        if (p->acts != NULL) continue;
-        p->acts = next;
+        const part *other = shares_activations(work, i);
+        p->acts = other == NULL ? next : other->acts;
+        if (other != NULL) continue;
         quant_work quant = {
             op, p, work->ctx->table.quant_act[p->row->act], next, tile_tokens(work, p), gathered};
         rl_parallel_for(work->ctx, rl_div_up(op->n_tokens, quant.tile), quantise_tile, &quant);
@@ -161,7 +175,7 @@ static row_group take_group(const part *p, int64_t group, uint8_t *copy) {
 static void write_tile(const part *p, const row_group *g, int64_t first_token, int n,
                        const float *tile, int add) {
     for (int t = 0; t < n; t++) {
-        float *out = p->out + (first_token + t) * p->w->n_rows + g->first;
+        float *out = p->out + (first_token + t) * p->out_stride + g->first;
         const float *lanes = tile + t * p->row->n_lanes + g->skip;
         if (add)
             for (int64_t r = 0; r < g->n; r++) out[r] += lanes[r];

@@ -15,21 +15,27 @@ typedef struct {
     const int32_t *ids;
     float *out;
     rl_dequant_fn dequant;
-    int64_t n_tokens;
+    int64_t n_tokens, first_row, out_stride;
 } embed_work;
 
 static void embed_rows(void *arg, int64_t item, int thread) {
     const embed_work *work = arg;
     int64_t last = rl_min64(work->n_tokens, (item + 1) * ROWS_PER_ITEM);
     (void)thread;
-    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++)
-        work->dequant(work->table->data + work->ids[t] * work->table->row_bytes,
-                      work->table->n_cols, work->out + t * work->table->n_cols);
+    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++) {
+        int64_t row = work->ids[t] - work->first_row;
+        if (row < 0 || row >= work->table->n_rows) continue;
+        work->dequant(work->table->data + row * work->table->row_bytes, work->table->n_cols,
+                      work->out + t * work->out_stride);
+    }
 }
 
 rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
-                   float *out) {
-    embed_work work = {table, ids, out, ctx->table.dequant[table->format], n_tokens};
+                   int32_t first_row, float *out, int64_t out_stride) {
+    embed_work work = {.table = table, .ids = ids, .out = out, .n_tokens = n_tokens};
+    work.dequant = ctx->table.dequant[table->format];
+    work.first_row = first_row;
+    work.out_stride = out_stride;
     rl_parallel_for(ctx, rl_div_up(n_tokens, ROWS_PER_ITEM), embed_rows, &work);
     return RL_OK;
 }

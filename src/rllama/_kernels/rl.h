@@ -52,23 +52,26 @@ typedef struct {
     const int32_t *column_order; /* [n_cols]: column j meets x[column_order[j]]; NULL: x[j] */
 } rl_weight;
 
-#define RL_MAX_OUTPUTS 4
+#define RL_MAX_OUTPUTS 16
 
-/* out[i][T, N_i] (+)= x[T, K] . w[i][N_i, K]^T; up to RL_MAX_OUTPUTS weights share x. */
+/* out[i][T, N_i] (+)= x[T, K] . w[i][N_i, K]^T; up to RL_MAX_OUTPUTS weights share x.
+ * Strides are from one token to the next, in values; 0: as wide as the weight makes them. */
 typedef struct {
     const float *x;
-    int64_t n_tokens;
+    int64_t x_stride, n_tokens;
     const rl_weight *w[RL_MAX_OUTPUTS];
     float *out[RL_MAX_OUTPUTS];
+    int64_t out_stride[RL_MAX_OUTPUTS];
     int n_outputs;
     int add;
 } rl_matmul_op;
 
 rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op);
 
-/* out[T, D] = the rows `ids` of the table. */
+/* out[T, D] = the rows `ids` of the table; its first row is that of the id first_row, and tokens
+ * whose rows it does not hold are left alone. Rows of out are out_stride apart. */
 rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
-                   float *out);
+                   int32_t first_row, float *out, int64_t out_stride);
 
 /* out[rows, D] = x / sqrt(mean(x^2) + eps) * weight[D]; a row is a token, or one of its heads */
 rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps, int64_t n_rows,

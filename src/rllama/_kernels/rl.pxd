@@ -33,14 +33,15 @@ cdef extern from "rl.h" nogil:
         const int32_t *column_order
     ctypedef struct rl_matmul_op:
         const float *x
-        int64_t n_tokens
-        const rl_weight *w[4]
-        float *out[4]
+        int64_t x_stride, n_tokens
+        const rl_weight *w[16]
+        float *out[16]
+        int64_t out_stride[16]
         int n_outputs
         int add
     rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) noexcept
     rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
-                       float *out) noexcept
+                       int32_t first_row, float *out, int64_t out_stride) noexcept
     rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,
                           int64_t n_tokens, int64_t dim, float *out) noexcept
     ctypedef enum rl_activation:

@@ -27,9 +27,10 @@ typedef void (*rl_fused_fn)(const uint8_t *rows, int64_t row_bytes, int64_t n_un
 typedef void (*rl_panel_fn)(const uint8_t *rows, int64_t row_bytes, int64_t n_units, void *panel);
 typedef void (*rl_gemm_fn)(const void *panel, int64_t n_units, const void *acts, int n_tokens,
                            float *tile);
-/* x[n_tokens, K] -> interleaved activations; offset is the weights' (see rl_act_block). */
-typedef void (*rl_quant_act_fn)(const float *x, int64_t n_cols, int n_tokens, int32_t offset,
-                                void *acts);
+/* x[n_tokens, K], its rows x_stride apart -> interleaved activations; offset is the weights' (see
+ * rl_act_block). */
+typedef void (*rl_quant_act_fn)(const float *x, int64_t x_stride, int64_t n_cols, int n_tokens,
+                                int32_t offset, void *acts);
 
 /* Positions low .. high of a span or a page that a row sees, high excluded; none if low >= high. */
 typedef struct {

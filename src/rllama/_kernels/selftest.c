@@ -65,7 +65,7 @@ static int format_works(const rl_isa_table *table, rl_format format, bench *b) {
     int64_t row_bytes = COLS / block_len * block_bytes;
     int64_t n_units = COLS / (row->act == RL_ACT_Q8 ? RL_BLOCK : RL_FLOAT_UNIT);
     fill_rows(b->rows, row->n_lanes * row_bytes, format, block_bytes);
-    table->quant_act[row->act](b->x, COLS, TOKENS, row->offset, b->acts);
+    table->quant_act[row->act](b->x, COLS, COLS, TOKENS, row->offset, b->acts);
     row->fused(b->rows, row_bytes, n_units, b->acts, TOKENS, b->fused);
     row->panel(b->rows, row_bytes, n_units, b->panel);
     row->gemm(b->panel, n_units, b->acts, TOKENS, b->gemm);

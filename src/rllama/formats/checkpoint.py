@@ -10,7 +10,7 @@ from rllama.config import ModelConfig, TokenizerSource
 from rllama.formats.chat_templates import ChatSource
 from rllama.formats.files import printable
 from rllama.formats.names import Table, in_file
-from rllama.tensor import TensorView
+from rllama.tensor import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Checkpoint:
     path: str
     format_name: str
     config: ModelConfig | None
-    tensors: Mapping[str, TensorView]
+    tensors: Mapping[str, View]
     tokenizer: TokenizerSource | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     on_close: Callable[[], None] | None = None

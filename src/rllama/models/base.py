@@ -15,7 +15,7 @@ from rllama.config import ModelConfig
 from rllama.dtypes import F16, F32
 from rllama.models.rope import rotation
 from rllama.models.table import PER_LAYER, T, expand, settled
-from rllama.tensor import TensorView
+from rllama.tensor import View
 
 OnProgress = Callable[[int, int], None]  # bytes placed so far, bytes in all
 
@@ -61,7 +61,7 @@ class Decoder:
     def __init__(
         self,
         cfg: ModelConfig,
-        tensors: Mapping[str, TensorView],
+        tensors: Mapping[str, View],
         backend: Backend,
         *,
         f16: bool = False,
@@ -112,7 +112,7 @@ class Decoder:
             layer.rope = tables[local]
 
     def _place(
-        self, tensors: Mapping[str, TensorView], *, f16: bool, on_progress: OnProgress | None
+        self, tensors: Mapping[str, View], *, f16: bool, on_progress: OnProgress | None
     ) -> None:
         n_done, n_all = 0, sum(view.n_bytes for view in tensors.values())
         for row, layer, name in expand(settled(self.TENSORS, tensors), self.cfg):
@@ -125,7 +125,7 @@ class Decoder:
         if self.cfg.tied_head:
             self.lm_head = self.embed
 
-    def _pieces(self, row: T, view: TensorView) -> Iterator[tuple[str, TensorView]]:
+    def _pieces(self, row: T, view: View) -> Iterator[tuple[str, View]]:
         """What a row of the table is placed as: itself, or each of its parts."""
         if not row.parts:
             yield row.name.removeprefix(PER_LAYER), view
@@ -136,7 +136,7 @@ class Decoder:
             yield part.removeprefix(PER_LAYER), view.rows(first, first + height)
             first += height
 
-    def _placed(self, short: str, view: TensorView, *, f16: bool) -> Weight:
+    def _placed(self, short: str, view: View, *, f16: bool) -> Weight:
         if len(view.shape) > 1:
             return self.backend.place(view, f16=f16)
         offset = self.cfg.norm_offset if short.endswith("norm") else 0.0
@@ -154,9 +154,7 @@ def scratch_spec(cfg: ModelConfig, max_tokens: int) -> ScratchSpec:
     )
 
 
-def natural_kv_dtype(
-    tensors: Mapping[str, TensorView], *, f16: bool = False
-) -> Literal["f32", "f16"]:
+def natural_kv_dtype(tensors: Mapping[str, View], *, f16: bool = False) -> Literal["f32", "f16"]:
     """What `kv_dtype="auto"` means for these weights: f32 where they are held as F32, else f16.
 
     Notes: all matrices have to be; norms are F32 in nearly every file and do not count
@@ -165,7 +163,7 @@ def natural_kv_dtype(
     return "f32" if not f16 and matrices and all(d is F32 for d in matrices) else "f16"
 
 
-def f16_copy_bytes(view: TensorView) -> int:
+def f16_copy_bytes(view: View) -> int:
     """Bytes that a tensor takes anew under `f16=True`; 0 where it stays in the file."""
     if len(view.shape) < 2 or not view.dtype.is_float or view.dtype is F16:
         return 0

@@ -11,7 +11,7 @@ from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.files import printable
 from rllama.formats.names import layer_index
-from rllama.tensor import TensorView
+from rllama.tensor import View
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,14 @@ def expand(table: tuple[T, ...], cfg: ModelConfig) -> Iterator[tuple[T, int | No
 
 def check_tensors(
     table: tuple[T, ...], cfg: ModelConfig, checkpoint: Checkpoint
-) -> dict[str, TensorView]:
+) -> dict[str, View]:
     """The tensors that a model needs, in the table's order, all present and of the right shape.
 
     Raises:  ConfigError where one is missing, has another shape, or belongs to no layer;
              UnsupportedError for what would change the result if it were left out, and for
              vectors in blocks
     """
-    checked: dict[str, TensorView] = {}
+    checked: dict[str, View] = {}
     table = settled(table, checkpoint.tensors)
     shapes = {row.name: cfg.sizes(row.shape) for row in table}
     for row, _, name in expand(table, cfg):
@@ -95,7 +95,7 @@ def check_tensors(
     return checked
 
 
-def _check_left_over(name: str, view: TensorView, cfg: ModelConfig) -> None:
+def _check_left_over(name: str, view: View, cfg: ModelConfig) -> None:
     index = layer_index(name)
     if index is not None and index >= cfg.n_layers:
         raise ConfigError(

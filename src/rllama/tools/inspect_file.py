@@ -13,7 +13,7 @@ from rllama.config import TokenizerSource
 from rllama.errors import RllamaError
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.loader import StrPath, model_tensors, open_model
-from rllama.tensor import TensorView
+from rllama.tensor import View
 
 
 def inspect_file(
@@ -59,7 +59,7 @@ def _report(checkpoint: Checkpoint) -> dict[str, Any]:
     return plain
 
 
-def _tensor(name: str, view: TensorView) -> dict[str, Any]:
+def _tensor(name: str, view: View) -> dict[str, Any]:
     return {
         "name": name,
         "type": view.dtype.name,
