@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from formats.writers import Tensors
@@ -12,6 +13,7 @@ from rllama.batch import Batch
 from rllama.config import ModelConfig
 from rllama.cpu import CpuBackend
 from rllama.dtypes import dtype_by_name
+from rllama.loader import open_model
 from rllama.models import find
 from rllama.models.base import Decoder
 from rllama.quant import dequantize, quantize
@@ -74,3 +76,22 @@ def tokens(cfg: ModelConfig, n: int, seed: int = 5) -> list[int]:
 
 def relative_error(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def open_runner(path: Path, max_seq_len: int | None = None) -> Runner:
+    """The model of a file or folder as the loader opens it, with a cache for a thousand tokens."""
+    checkpoint = open_model(path)
+    cfg = checkpoint.config
+    assert cfg is not None
+    backend = CpuBackend(n_threads=2)
+    model = find(cfg.arch)(
+        cfg, checkpoint.tensors, backend, max_batch_tokens=512, max_seq_len=max_seq_len
+    )
+    return Runner(model)
+
+
+def in_chunks(runner: Runner, ids: list[int], size: int) -> np.ndarray:
+    """Logits of all tokens of one sequence that comes in pieces of some size."""
+    pages = list(range(runner.n_pages))
+    steps = [runner.run([(ids[at : at + size], at, pages)]) for at in range(0, len(ids), size)]
+    return np.concatenate(steps)

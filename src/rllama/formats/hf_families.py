@@ -43,7 +43,7 @@ _PLAIN = HfFamily()
 
 FAMILIES: dict[str, HfFamily] = {
     "llama": HfFamily(_LLAMA),
-    "granite": HfFamily(_LLAMA),
+    "granite": HfFamily({**_LLAMA, "attention_multiplier": 1.0}),
     "mistral": HfFamily({"sliding_window": 4096}),
     "ministral": HfFamily({"sliding_window": 4096}),
     "qwen2": HfFamily(_QWEN),
