@@ -50,8 +50,35 @@ Q8_0 = DType("Q8_0", 32, 34, gguf_id=8)
 Q4_0 = DType("Q4_0", 32, 18, gguf_id=2)
 # llama2.c v2 groups, re-blocked: f32 scale, then 32 int8 (no file stores this one).
 Q8_F32 = DType("Q8_F32", 32, 36)
+# Integers with a zero point per group, as readers of other files make them: f16 scale, f16 zero,
+# then 32 values in 4 or 8 bits; value = scale * (q - zero) (no file stores these two).
+Q4_G = DType("Q4_G", 32, 20)
+Q8_G = DType("Q8_G", 32, 36)
 
-DTYPES: tuple[DType, ...] = (F32, F16, BF16, Q8_0, Q4_0, Q8_F32)
+DTYPES: tuple[DType, ...] = (
+    F32, F16, BF16, Q8_0, Q4_0, Q8_F32,
+    DType("Q4_1", 32, 20, gguf_id=3),
+    DType("Q5_0", 32, 22, gguf_id=6),
+    DType("Q5_1", 32, 24, gguf_id=7),
+    DType("Q2_K", 256, 84, gguf_id=10),
+    DType("Q3_K", 256, 110, gguf_id=11),
+    DType("Q4_K", 256, 144, gguf_id=12),
+    DType("Q5_K", 256, 176, gguf_id=13),
+    DType("Q6_K", 256, 210, gguf_id=14),
+    DType("IQ4_NL", 32, 18, gguf_id=20),
+    DType("IQ4_XS", 256, 136, gguf_id=23),
+    DType("MXFP4", 32, 17, gguf_id=39),
+    DType("IQ3_XXS", 256, 98, gguf_id=18),
+    DType("IQ3_S", 256, 110, gguf_id=21),
+    DType("IQ2_XXS", 256, 66, gguf_id=16),
+    DType("IQ2_XS", 256, 74, gguf_id=17),
+    DType("IQ2_S", 256, 82, gguf_id=22),
+    DType("IQ1_S", 256, 50, gguf_id=19),
+    DType("IQ1_M", 256, 56, gguf_id=29),
+    DType("TQ1_0", 256, 54, gguf_id=34),
+    DType("TQ2_0", 256, 66, gguf_id=35),
+    Q4_G, Q8_G,
+)  # fmt: skip
 
 _BY_NAME = {d.name: d for d in DTYPES}
 _BY_GGUF_ID = {d.gguf_id: d for d in DTYPES if d.gguf_id is not None}
@@ -59,10 +86,8 @@ _BY_SAFETENSORS = {d.safetensors_name: d for d in DTYPES if d.safetensors_name i
 
 # Names of the GGUF types that exist but have no row here yet, for messages.
 GGUF_TYPE_NAMES = {
-    3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K",
-    14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL",
-    21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
-    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 40: "NVFP4",
+    41: "Q1_0",
 }  # fmt: skip
 
 

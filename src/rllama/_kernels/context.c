@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dequant.h"
 #include "parallel.h"
 #include "selftest.h"
 
@@ -68,10 +69,13 @@ static void inherit(rl_isa_table *upper, const rl_isa_table *lower) {
     if (upper->softcap == NULL) upper->softcap = lower->softcap;
 }
 
-/* The table of a level, completed from the levels below. */
+/* The table of a level, completed from the levels below. A format that no level multiplies keeps
+ * fused == NULL: op_matmul.c turns its rows into F32 ones. */
 static rl_isa_table complete_table(int level) {
     rl_isa_table table = *levels[level];
     for (int i = level - 1; i >= 0; i--) inherit(&table, levels[i]);
+    for (int f = 0; f < RL_N_FORMATS; f++)
+        if (table.dequant[f] == NULL) table.dequant[f] = rl_plain_dequant(f);
     return table;
 }
 
@@ -112,6 +116,9 @@ void rl_ctx_free(rl_ctx *ctx) {
 }
 
 const char *rl_ctx_isa(const rl_ctx *ctx) { return ctx->table.name; }
+int rl_ctx_has_kernels(const rl_ctx *ctx, int format) {
+    return ctx->table.formats[format].fused != NULL;
+}
 int rl_ctx_threads(const rl_ctx *ctx) { return ctx->n_threads; }
 void rl_ctx_set_serial(rl_ctx *ctx) { ctx->serial = 1; }
 int rl_ctx_serial(const rl_ctx *ctx) { return ctx->serial; }

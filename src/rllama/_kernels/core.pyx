@@ -361,6 +361,13 @@ cdef class Context:
     def n_threads(self):
         return rl_ctx_threads(self.c)
 
+    def has_kernels(self, str format_name):
+        """Whether a weight format is multiplied as it lies; else its rows become F32 first."""
+        for number in range(rl_format_count()):
+            if rl_format_name(number).decode() == format_name:
+                return bool(rl_ctx_has_kernels(self.c, number))
+        raise ConfigError(f"no such weight format: {format_name!r}")
+
     def set_serial(self):
         """Run every op in the calling thread from now on (the child of a fork must). An op that
         another thread had begun before the fork does not exist here."""

@@ -2,6 +2,9 @@
  *
  * Few tokens: the fused kernel, straight from the file layout. More: a chunk's rows become panels
  * that fit L2, and the GEMM body walks them tile of tokens by tile of tokens.
+ *
+ * A format without kernels takes the same ways with the F32 kernels: a thread turns the rows of one
+ * group after the other into F32 in its scratch. Each output is then the F32 sum of its own row.
  */
 #include <string.h>
 
@@ -17,9 +20,11 @@
 typedef struct {
     const rl_weight *w;
     const rl_format_row *row;
+    rl_dequant_fn dequant; /* rows -> F32 for `row`; NULL where `row` takes them as they lie */
     float *out;
     int64_t out_stride, x_stride;
     const uint8_t *acts;
+    int64_t row_bytes;   /* of a row as the kernels see it, without padding */
     int64_t n_units;     /* blocks, or units of 8 columns */
     int64_t act_bytes;   /* activations of one token */
     int64_t panel_bytes; /* one panel */
@@ -34,6 +39,11 @@ typedef struct {
     int64_t n_chunks;
     int fused;
 } matmul_work;
+
+/* The kernels that multiply a format: its own, or those of F32. */
+static const rl_format_row *kernels_of(const rl_isa_table *table, int32_t format) {
+    return &table->formats[table->formats[format].fused != NULL ? format : RL_F32];
+}
 
 /* Tokens in a tile: as few tiles as can be, all about equally wide. */
 static int64_t tile_tokens(const matmul_work *work, const part *p) {
@@ -55,18 +65,27 @@ static int64_t panel_unit_bytes(const rl_format_row *row) {
     return (int64_t)row->n_lanes * RL_FLOAT_UNIT * (row->act == RL_ACT_BF16 ? 2 : 4);
 }
 
+static void choose_kernels(part *p, const rl_isa_table *table) {
+    p->row = kernels_of(table, p->w->format);
+    p->row_bytes = p->w->row_bytes;
+    p->dequant = NULL;
+    if (p->row == &table->formats[p->w->format]) return;
+    p->dequant = table->dequant[p->w->format];
+    p->row_bytes = p->w->n_cols * (int64_t)sizeof(float);
+}
+
 static void plan_part(part *p, const matmul_work *work, int i) {
     p->w = work->op->w[i];
     p->out = work->op->out[i];
     p->out_stride = work->op->out_stride[i] ? work->op->out_stride[i] : p->w->n_rows;
     p->x_stride = work->op->x_stride ? work->op->x_stride : p->w->n_cols;
-    p->row = &work->ctx->table.formats[p->w->format];
+    choose_kernels(p, &work->ctx->table);
     p->n_units = rl_div_up(p->w->n_cols, unit_cols(p->row));
     p->act_bytes = p->n_units * act_unit_bytes(p->row->act);
     p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(p->row), 64);
     p->n_groups = rl_div_up(p->w->n_rows, p->row->n_lanes);
     p->copy_rows = p->w->n_cols % unit_cols(p->row) != 0 || p->w->n_rows < p->row->n_lanes;
-    int64_t group_bytes = work->fused ? p->row->n_lanes * p->w->row_bytes : p->panel_bytes;
+    int64_t group_bytes = work->fused ? p->row->n_lanes * p->row_bytes : p->panel_bytes;
     int64_t limit = work->fused ? CHUNK_BYTES : L2_PANEL_BYTES;
     int64_t fair = rl_div_up(p->n_groups, CHUNKS_PER_THREAD * work->ctx->n_threads);
     p->groups_per_chunk = rl_max64(1, rl_min64(fair, limit / group_bytes));
@@ -142,7 +161,8 @@ static rl_status prepare_activations(matmul_work *work) {
     return RL_OK;
 }
 
-/* The rows of a group: in place, or as a zero-padded copy where they do not fill the lanes. */
+/* The rows of a group: in place, or as a zero-padded copy where they do not fill the lanes, or as
+ * F32 where their format has no kernels. */
 typedef struct {
     const uint8_t *data;
     int64_t row_bytes;
@@ -150,9 +170,19 @@ typedef struct {
     int64_t n;           /* rows to write */
 } row_group;
 
+static void copy_group(const part *p, const uint8_t *rows, int64_t padded, uint8_t *copy) {
+    int64_t lanes = p->row->n_lanes;
+    if (p->copy_rows) memset(copy, 0, (size_t)(padded * lanes));
+    for (int64_t r = 0; r < rl_min64(lanes, p->w->n_rows); r++, rows += p->w->row_bytes)
+        if (p->dequant != NULL)
+            p->dequant(rows, p->w->n_cols, (float *)(void *)(copy + r * padded));
+        else
+            memcpy(copy + r * padded, rows, (size_t)p->row_bytes);
+}
+
 static row_group take_group(const part *p, int64_t group, uint8_t *copy) {
     int64_t lanes = p->row->n_lanes, n_rows = p->w->n_rows;
-    row_group g = {NULL, p->w->row_bytes, group * lanes, 0, 0};
+    row_group g = {NULL, p->row_bytes, group * lanes, 0, 0};
     g.n = rl_min64(lanes, n_rows - g.first);
     int64_t start = g.first;
     if (g.n < lanes && n_rows >= lanes) { /* the last group starts earlier; it writes its own */
@@ -160,13 +190,11 @@ static row_group take_group(const part *p, int64_t group, uint8_t *copy) {
         g.skip = g.first - start;
     }
     g.data = p->w->data + start * p->w->row_bytes;
-    if (!p->copy_rows) return g;
-    int64_t padded = p->w->row_bytes; /* blocks always fill a row; floats may not fill a unit */
+    if (!p->copy_rows && p->dequant == NULL) return g;
+    int64_t padded = p->row_bytes; /* blocks always fill a row; floats may not fill a unit */
     if (p->row->act != RL_ACT_Q8)
-        padded = rl_round_up(p->w->n_cols, RL_FLOAT_UNIT) * (p->w->row_bytes / p->w->n_cols);
-    memset(copy, 0, (size_t)(padded * lanes));
-    for (int64_t r = 0; r < rl_min64(lanes, n_rows); r++)
-        memcpy(copy + r * padded, g.data + r * p->w->row_bytes, (size_t)p->w->row_bytes);
+        padded = rl_round_up(p->w->n_cols, RL_FLOAT_UNIT) * (p->row_bytes / p->w->n_cols);
+    copy_group(p, g.data, padded, copy);
     g.data = copy;
     g.row_bytes = padded;
     return g;
@@ -220,6 +248,11 @@ static void panel_chunk(const matmul_work *work, const part *p, int64_t first, i
     }
 }
 
+/* Scratch for the rows of a group, padded. */
+static int64_t copy_bytes(const part *p) {
+    return rl_round_up(p->row->n_lanes * (p->row_bytes + 256), 64);
+}
+
 static void run_chunk(void *arg, int64_t chunk, int thread) {
     const matmul_work *work = arg;
     int i = work->op->n_outputs - 1;
@@ -228,7 +261,7 @@ static void run_chunk(void *arg, int64_t chunk, int thread) {
     int64_t first = (chunk - p->first_chunk) * p->groups_per_chunk;
     int64_t last = rl_min64(p->n_groups, first + p->groups_per_chunk);
     uint8_t *copy = work->ctx->private[thread].data;
-    uint8_t *panels = copy + rl_round_up(p->row->n_lanes * (p->w->row_bytes + 256), 64);
+    uint8_t *panels = copy + copy_bytes(p);
     if (work->fused)
         fused_chunk(work, p, first, last, copy);
     else
@@ -240,7 +273,7 @@ static rl_status reserve_private(matmul_work *work) {
     int64_t most = 0;
     for (int i = 0; i < work->op->n_outputs; i++) {
         const part *p = &work->parts[i];
-        int64_t bytes = rl_round_up(p->row->n_lanes * (p->w->row_bytes + 256), 64);
+        int64_t bytes = copy_bytes(p);
         if (!work->fused) bytes += p->groups_per_chunk * p->panel_bytes;
         most = rl_max64(most, bytes);
     }
@@ -254,7 +287,7 @@ rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
     int64_t n_weights = 0;
     work.fused = 1;
     for (int i = 0; i < op->n_outputs; i++)
-        if (op->n_tokens > FUSED_TILES * ctx->table.formats[op->w[i]->format].max_tile)
+        if (op->n_tokens > FUSED_TILES * kernels_of(&ctx->table, op->w[i]->format)->max_tile)
             work.fused = 0;
     for (int i = 0; i < op->n_outputs; i++) {
         part *p = &work.parts[i];

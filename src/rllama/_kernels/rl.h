@@ -24,6 +24,8 @@ rl_ctx *rl_ctx_new(const char *isa, int n_threads);
 void rl_ctx_free(rl_ctx *ctx);
 const char *rl_ctx_isa(const rl_ctx *ctx);
 int rl_ctx_threads(const rl_ctx *ctx);
+/* Whether a format has kernels of its own here; else its rows are multiplied as F32. */
+int rl_ctx_has_kernels(const rl_ctx *ctx, int format);
 /* After fork: the thread pool is gone in the child, so every op runs inline from now on. */
 void rl_ctx_set_serial(rl_ctx *ctx);
 int rl_ctx_serial(const rl_ctx *ctx);

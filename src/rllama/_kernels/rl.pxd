@@ -15,6 +15,7 @@ cdef extern from "rl.h" nogil:
     void rl_ctx_free(rl_ctx *ctx) noexcept
     const char *rl_ctx_isa(const rl_ctx *ctx) noexcept
     int rl_ctx_threads(const rl_ctx *ctx) noexcept
+    int rl_ctx_has_kernels(const rl_ctx *ctx, int format) noexcept
     void rl_ctx_set_serial(rl_ctx *ctx) noexcept
     int rl_ctx_serial(const rl_ctx *ctx) noexcept
     int rl_isa_count() noexcept

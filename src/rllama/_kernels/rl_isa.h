@@ -63,7 +63,8 @@ typedef void (*rl_add_fn)(const float *x, float factor, int64_t n, float *into);
 typedef void (*rl_softcap_fn)(float *x, float factor, float cap, int64_t n);
 typedef void (*rl_dequant_fn)(const uint8_t *row, int64_t n_cols, float *out);
 
-/* How one format is multiplied at one level. fused == NULL: inherit the row of the level below. */
+/* How one format is multiplied at one level. fused == NULL: inherit the row of the level below;
+ * where no level has one, rows are dequantised and multiplied as F32. */
 typedef struct {
     rl_fused_fn fused;
     rl_panel_fn panel;

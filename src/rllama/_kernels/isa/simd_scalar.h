@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../half.h"
+
 #define RL_R 4
 #define RL_TILE 4
 #define RL_EACH for (int i = 0; i < RL_R; i++)
@@ -58,21 +60,6 @@ static inline rl_f32v rl_exp2_whole(rl_f32v n) {
 }
 static inline rl_f32v rl_round(rl_f32v a) { RL_EACH a.v[i] = rintf(a.v[i]); return a; }
 
-static inline float rl_half_to_float(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13, bits;
-    float value;
-    if (rest >= 0x0f800000u) { /* infinity, not a number */
-        bits = rest + 0x70000000u;
-        memcpy(&value, &bits, 4);
-    } else { /* 2^112 moves the exponent; subnormals come out right */
-        memcpy(&value, &rest, 4);
-        value *= 0x1p112f;
-    }
-    memcpy(&bits, &value, 4);
-    bits |= sign;
-    memcpy(&value, &bits, 4);
-    return value;
-}
 /* Round to nearest, ties to even, as the hardware does. */
 static inline uint16_t rl_float_to_half(float f) {
     uint32_t bits;
