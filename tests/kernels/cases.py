@@ -13,10 +13,13 @@ from reference.ref_ops import F32, F64, Bytes, U
 
 from rllama._kernels import core
 from rllama.batch import Batch
+from rllama.quant.noise import random_blocks, set_scales
 
 FORMATS = [name for name, _, _ in core.formats()]
+BLOCK_LEN = {name: length for name, length, _ in core.formats()}
+BLOCK_BYTES = {name: n_bytes for name, _, n_bytes in core.formats()}
 FLOATS = ["F32", "F16", "BF16"]
-BLOCKS = ["Q8_0", "Q4_0", "Q8_F32"]
+BLOCKS = ["Q8_0", "Q4_0", "Q8_F32"]  # a scale and whole numbers, no more
 LEVELS = [name for name, _, usable in core.isa_levels() if usable]
 # RLLAMA_TEST_SIZES=few: a size of each kind, for builds that are many times slower.
 FEW = os.environ.get("RLLAMA_TEST_SIZES") == "few"
@@ -29,6 +32,11 @@ SMALLEST_NORMAL = 2.0**-126
 @lru_cache(maxsize=64)
 def context(isa: str, n_threads: int = 1) -> core.Context:
     return core.Context(isa=isa, n_threads=n_threads)
+
+
+def fit(fmt: str, n_cols: int) -> int:
+    """The next number of columns that is whole blocks."""
+    return -(-n_cols // BLOCK_LEN[fmt]) * BLOCK_LEN[fmt]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,17 +57,24 @@ class Case:
         return ref_ops.decode(self.fmt, self.raw, self.n_rows, self.n_cols)
 
     @cached_property
+    def sizes(self) -> F64:
+        """|scale * q| + |min| of every value."""
+        return ref_ops.sizes(self.fmt, self.raw, self.n_rows, self.n_cols)
+
+    @cached_property
     def blocks(self) -> tuple[F64, F64]:
         return ref_ops.decode_blocks(self.fmt, self.raw, self.n_rows, self.n_cols)
 
 
 @lru_cache(maxsize=1000)
 def random_weight(fmt: str, n_rows: int, n_cols: int, seed: int) -> Case:
-    """Floats around 1; blocks with every byte possible and scales of both signs around 1/100."""
+    """Floats around 1; blocks with every byte possible and scales of both signs."""
     rng = np.random.default_rng([seed, n_rows, n_cols, FORMATS.index(fmt)])
     if fmt in FLOATS:
         values = rng.standard_normal((n_rows, n_cols)).astype(np.float32)
         return float_weight(fmt, values)
+    if fmt not in BLOCKS:
+        return Case(fmt, random_blocks(fmt, rng, n_rows * n_cols, 0.5), n_rows, n_cols)
     n_blocks = n_rows * n_cols // 32
     sign = rng.choice([-1.0, 1.0], n_blocks)
     scales = sign * rng.uniform(0.001, 0.02, n_blocks)
@@ -108,6 +123,15 @@ def rows_alone(ctx: core.Context, x: F32, weight: core.Weight) -> F32:
     return np.concatenate([matmul(ctx, x[t : t + 1], weight)[0] for t in range(len(x))])
 
 
+def scaled_weight(fmt: str, scale: float, n_rows: int, n_cols: int) -> Case:
+    """Random whole numbers under one scale, mins in proportion."""
+    case = random_weight(fmt, n_rows, n_cols, seed=1)
+    blocks = case.raw.copy().reshape(-1, BLOCK_BYTES[fmt])
+    with np.errstate(invalid="ignore"):
+        set_scales(fmt, blocks, np.full(len(blocks), scale))
+    return Case(fmt, blocks.reshape(-1), n_rows, n_cols)
+
+
 def rounds_x_to_bf16(isa: str, fmt: str) -> bool:
     return isa == "avx512bf16" and fmt == "BF16"
 
@@ -119,9 +143,19 @@ def expected(isa: str, case: Case, x: F32) -> tuple[F64, F64]:
     numbers are exact; a term per block, rounded in its scale, its product and its sum:
     (K/32 + 3) * U * sum |terms|. Beside it what falls below the smallest f32; the bf16 dot
     product counts everything below the smallest normal f32 as zero.
+
+    Other formats: where a level has kernels for one, x is in 8 bits and every value of a sub-block
+    of 16 is scale * q + min, with at most a handful of roundings beside the sums of K/16 terms:
+    (K/16 + 8) * U * sum |x|(|scale * q| + |min|). Without kernels the rows become F32, rounded as
+    the codec rounds, and the bound is that of F32.
     """
     n_cols = case.n_cols
-    if case.fmt in FLOATS:
+    if case.fmt not in FLOATS + BLOCKS and context(isa).has_kernels(case.fmt):
+        rounded = ref_ops.rounded_activations(x)
+        want, _ = ref_ops.matmul(rounded, case.values)
+        _, norm = ref_ops.matmul(rounded, case.sizes)
+        return want, (n_cols / 16 + 8) * U * norm + 2 * n_cols * SMALLEST
+    if case.fmt not in BLOCKS:
         bf16 = rounds_x_to_bf16(isa, case.fmt)
         want, norm = ref_ops.matmul(ref_ops.round_bf16(x) if bf16 else x, case.values)
         tiny = 2 * n_cols * (SMALLEST_NORMAL if bf16 else SMALLEST)

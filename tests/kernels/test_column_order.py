@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from kernels.cases import (
-    BLOCKS,
+    FLOATS,
     FORMATS,
     THREADS,
     Case,
@@ -41,7 +41,7 @@ def ordered(case: Case, order: Order) -> core.Weight:
 @pytest.mark.parametrize("n_tokens", [1, 5, 13, 40], ids=lambda n: f"T{n}")
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_column_order_equals_gathered_inputs(isa: str, fmt: str, n_tokens: int) -> None:
-    n_cols = 256 if fmt in BLOCKS else 172
+    n_cols = 172 if fmt in FLOATS else 256
     case, order = random_weight(fmt, 67, n_cols, seed=1), order_of(n_cols, seed=2)
     x = random_x(n_tokens, n_cols, seed=3)
     want = matmul(context(isa), np.ascontiguousarray(x[:, order]), case.weight)[0]

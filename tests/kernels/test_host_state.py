@@ -19,6 +19,7 @@ from kernels.cases import (
     FORMATS,
     assert_same_bits,
     context,
+    fit,
     matmul,
     random_weight,
     random_x,
@@ -64,9 +65,9 @@ def mxcsr(bits: int) -> Iterator[None]:
 
 
 @lru_cache
-def x_with_subnormals(n_tokens: int) -> F32:
+def x_with_subnormals(n_tokens: int, n_cols: int) -> F32:
     """Made once, so that it is made under the usual state."""
-    x = random_x(n_tokens, 96, seed=2).copy()
+    x = random_x(n_tokens, n_cols, seed=2).copy()
     x[1] *= np.float32(1e-39)
     return x
 
@@ -78,9 +79,10 @@ def every_matmul(isa: str, n_threads: int) -> F32:
     """Ordinary values beside subnormal ones, in every format, few tokens and many."""
     outs = []
     for fmt in FORMATS:
-        weight = random_weight(fmt, 130, 96, seed=1).weight
+        case = random_weight(fmt, 130, fit(fmt, 96), seed=1)
         for n_tokens in (3, 40):
-            (out,) = matmul(context(isa, n_threads), x_with_subnormals(n_tokens), weight)
+            x = x_with_subnormals(n_tokens, case.n_cols)
+            (out,) = matmul(context(isa, n_threads), x, case.weight)
             outs.append(out.reshape(-1))
     return np.concatenate(outs)
 

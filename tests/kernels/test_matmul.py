@@ -9,12 +9,14 @@ from kernels.cases import (
     FEW,
     FLOATS,
     FORMATS,
+    LEVELS,
     THREADS,
     Case,
     assert_same_bits,
     assert_within,
     context,
     expected,
+    fit,
     matmul,
     random_weight,
     random_x,
@@ -30,6 +32,16 @@ TOKENS = [2, 12, 13, 37] if FEW else [1, 2, 3, 4, 5, 8, 11, 12, 13, 24, 25, 37, 
 ROWS = [1, 7, 16, 17] if FEW else [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48]
 BLOCK_COLS = [32, 96] if FEW else [32, 64, 96, 256, 352]
 FLOAT_COLS = [1, 8, 31] if FEW else [1, 7, 8, 9, 31, 32, 64, 172]
+# Formats without kernels differ in how a row becomes F32, which takes no notice of its neighbours:
+# one of them goes through all sizes.
+WITHOUT_KERNELS = [fmt for fmt in FORMATS if not context(LEVELS[-1]).has_kernels(fmt)]
+SWEPT = [fmt for fmt in FORMATS if fmt not in WITHOUT_KERNELS or fmt in WITHOUT_KERNELS[:1]]
+
+
+def cols_of(fmt: str) -> list[int]:
+    if fmt in FLOATS:
+        return FLOAT_COLS
+    return sorted({fit(fmt, n_cols) for n_cols in BLOCK_COLS})
 
 
 def check_sizes(isa: str, case: Case, tokens: list[int], what: str) -> None:
@@ -43,10 +55,12 @@ def check_sizes(isa: str, case: Case, tokens: list[int], what: str) -> None:
         assert_same_bits(got, alone[:n_tokens], f"{what} T{n_tokens}")
 
 
-@pytest.mark.parametrize("n_rows", ROWS, ids=lambda n: f"N{n}")
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(
+    ("fmt", "n_rows"),
+    [(fmt, n) for fmt in FORMATS for n in (ROWS if fmt in SWEPT else [1, 5, 33])],
+)
 def test_matmul_matches_reference(isa: str, fmt: str, n_rows: int) -> None:
-    for n_cols in BLOCK_COLS if fmt in BLOCKS else FLOAT_COLS:
+    for n_cols in cols_of(fmt):
         case = random_weight(fmt, n_rows, n_cols, seed=2)
         check_sizes(isa, case, TOKENS, f"{isa} {fmt} N{n_rows} K{n_cols}")
 
@@ -54,24 +68,24 @@ def test_matmul_matches_reference(isa: str, fmt: str, n_rows: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n_cols", [1024, 4096, 5632], ids=lambda k: f"K{k}")
 @pytest.mark.parametrize("n_rows", [32, 255, 1000], ids=lambda n: f"N{n}")
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", SWEPT)
 def test_matmul_matches_reference_large(isa: str, fmt: str, n_rows: int, n_cols: int) -> None:
     case = random_weight(fmt, n_rows, n_cols, seed=3)
     check_sizes(isa, case, [1, 4, 13, 37, 48, 100], f"{isa} {fmt} N{n_rows} K{n_cols}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", SWEPT)
 def test_matmul_matches_reference_every_small_size(isa: str, fmt: str) -> None:
     for n_cols in range(1, 40):
         for n_rows in range(1, 36):
-            k = n_cols if fmt in FLOATS else 32 * n_cols
+            k = n_cols if fmt in FLOATS else fit(fmt, 32 * n_cols)
             case = random_weight(fmt, n_rows, k, seed=4)
             check_sizes(isa, case, [1, 9, 40], f"{isa} {fmt} N{n_rows} K{k}")
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5, 37, 64], ids=lambda n: f"T{n}")
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", SWEPT)
 def test_matmul_threads_are_bit_equal(isa: str, fmt: str, n_tokens: int) -> None:
     """515 x 512 is several chunks of work in every format, the last of them short."""
     weight = random_weight(fmt, 515, 512, seed=5).weight
@@ -98,6 +112,8 @@ def test_matmul_matches_reference_in_several_chunks(isa: str, fmt: str) -> None:
         ("Q8_0", "Q8_F32", "Q4_0", "Q8_0"),
         ("F32", "BF16", "F16"),
         ("BF16", "Q8_0", "F32", "Q4_0"),
+        ("Q4_K", "Q6_K", "F32", "Q8_0"),
+        ("IQ2_XS", "Q5_1", "Q4_0", "TQ1_0"),
     ],
     ids=" ".join,
 )
@@ -105,8 +121,9 @@ def test_matmul_shared_x_equals_one_by_one(
     isa: str, formats: tuple[str, ...], n_tokens: int, n_threads: int
 ) -> None:
     rows = [130, 17, 3, 64]
-    cases = [random_weight(fmt, rows[i], 288, seed=i) for i, fmt in enumerate(formats)]
-    x = random_x(n_tokens, 288, seed=7)
+    n_cols = max(fit(fmt, 288) for fmt in formats)
+    cases = [random_weight(fmt, rows[i], n_cols, seed=i) for i, fmt in enumerate(formats)]
+    x = random_x(n_tokens, n_cols, seed=7)
     together = matmul(context(isa, n_threads), x, *(case.weight for case in cases))
     for case, out in zip(cases, together, strict=True):
         alone = matmul(context(isa), x, case.weight)[0]
@@ -115,12 +132,12 @@ def test_matmul_shared_x_equals_one_by_one(
 
 
 @pytest.mark.parametrize("n_rows", [1, 5, 16, 33, 200], ids=lambda n: f"N{n}")
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", SWEPT)
 def test_matmul_add_adds_once(isa: str, fmt: str, n_rows: int) -> None:
     """Adding is one f32 addition of what matmul gives."""
-    case = random_weight(fmt, n_rows, 96, seed=8)
+    case = random_weight(fmt, n_rows, fit(fmt, 96), seed=8)
     for n_tokens in (1, 4, 13, 40):
-        x = random_x(n_tokens, 96, seed=9)
+        x = random_x(n_tokens, case.n_cols, seed=9)
         into = random_x(n_tokens, n_rows, seed=10)
         want = into + matmul(context(isa), x, case.weight)[0]
         for n_threads in THREADS:

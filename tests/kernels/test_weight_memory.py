@@ -12,6 +12,7 @@ from kernels.cases import (
     FORMATS,
     assert_same_bits,
     context,
+    fit,
     matmul,
     random_weight,
     random_x,
@@ -49,7 +50,8 @@ def test_memory_guard_ends_the_process(end: bool) -> None:
 @pytest.mark.parametrize("offset", [1, 2, 3])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_memory_weights_may_lie_at_any_byte(isa: str, fmt: str, offset: int) -> None:
-    for n_rows, n_cols in ((1, 32), (5, 64), (17, 96), *(((9, 7),) if fmt in FLOATS else ())):
+    for n_rows, least in ((1, 32), (5, 64), (17, 96), *(((9, 7),) if fmt in FLOATS else ())):
+        n_cols = fit(fmt, least)
         case = random_weight(fmt, n_rows, n_cols, seed=1)
         area = np.zeros(len(case.raw) + 8, dtype=np.uint8)
         moved = area[offset : offset + len(case.raw)]

@@ -12,6 +12,9 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from rllama.dtypes import dtype_by_name
+from rllama.quant import dequantize
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
@@ -65,8 +68,24 @@ def decode(fmt: str, raw: Bytes, n_rows: int, n_cols: int) -> F64:
     """Values of any weight [N, K]."""
     if fmt in VALUE_BYTES:
         return decode_floats(fmt, raw, n_rows, n_cols)
+    if fmt not in BLOCK_BYTES:  # tests/quant compares this codec with ggml's to the bit
+        return dequantize(fmt, raw, (n_rows, n_cols)).astype(np.float64)
     scales, whole = decode_blocks(fmt, raw, n_rows, n_cols)
     return (scales[:, :, None] * whole).reshape(n_rows, n_cols)
+
+
+# Formats with a min: the byte in its block where it begins.
+MINS_AT = {"Q4_1": 2, "Q5_1": 2, "Q4_K": 2, "Q5_K": 2, "Q2_K": 82, "Q4_G": 2, "Q8_G": 2}
+
+
+def sizes(fmt: str, raw: Bytes, n_rows: int, n_cols: int) -> F64:
+    """|scale * q| + |min| of a block weight [N, K]: with one sign of the min or with the other."""
+    values = np.abs(decode(fmt, raw, n_rows, n_cols))
+    if fmt not in MINS_AT:
+        return values
+    flipped = raw.copy().reshape(-1, dtype_by_name(fmt).block_bytes)
+    flipped[:, MINS_AT[fmt] + 1] ^= 0x80
+    return np.maximum(values, np.abs(decode(fmt, flipped.reshape(-1), n_rows, n_cols)))
 
 
 def quantize_activations(x: F32) -> tuple[F64, NDArray[np.int64]]:
@@ -85,6 +104,12 @@ def quantize_activations(x: F32) -> tuple[F64, NDArray[np.int64]]:
     return (most / np.float32(127)).astype(np.float64), whole
 
 
+def rounded_activations(x: F32) -> F64:
+    """The values that x has in 8 bits."""
+    scales, whole = quantize_activations(x)
+    return (scales[:, :, None] * whole).reshape(x.shape)
+
+
 def round_bf16(x: F32) -> F32:
     """f32 to the nearest BF16, ties to even, as f32 again. Finite values."""
     bits = x.view(np.uint32)
@@ -92,7 +117,7 @@ def round_bf16(x: F32) -> F32:
     return (bits & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def matmul(x: F32, w: F64) -> tuple[F64, F64]:
+def matmul(x: F32 | F64, w: F64) -> tuple[F64, F64]:
     """x[T, K] @ w[N, K].T and the norms, [T, N]."""
     wide = x.astype(np.float64)
     return wide @ w.T, np.abs(wide) @ np.abs(w).T

@@ -51,7 +51,7 @@ def random_blocks(
     sizes = spread / _unit_spread(name) * rng.uniform(0.75, 1.25, n)
     scales = np.where(rng.integers(0, 2, n), sizes, -sizes)
     blocks = rng.integers(0, 256, (n, dtype.block_bytes), dtype=np.uint8)
-    _set_scales(name, blocks, scales)
+    set_scales(name, blocks, scales)
     return blocks.reshape(-1)
 
 
@@ -60,12 +60,17 @@ def _unit_spread(name: str) -> float:
     """The root mean square of values under a scale of 1."""
     dtype = dtype_by_name(name)
     blocks = np.random.default_rng(0).integers(0, 256, (512, dtype.block_bytes), dtype=np.uint8)
-    _set_scales(name, blocks, np.ones(len(blocks)))
+    set_scales(name, blocks, np.ones(len(blocks)))
     values = dequantize(name, blocks, (len(blocks), dtype.block_len)).astype(np.float64)
     return float(np.sqrt(np.mean(values * values)))
 
 
-def _set_scales(name: str, blocks: NDArray[np.uint8], scales: NDArray[np.float64]) -> None:
+def set_scales(name: str, blocks: NDArray[np.uint8], scales: NDArray[np.float64]) -> None:
+    """Write the scales of block types, and mins in proportion.
+
+    Shapes: blocks [n, block_bytes], scales [n]
+    Notes:  MXFP4 has powers of two alone: the nearest one
+    """
     if name == "MXFP4":
         blocks[:, 0] = np.rint(np.log2(np.abs(scales))).astype(np.int64) + 127
         return
