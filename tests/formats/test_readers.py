@@ -150,13 +150,13 @@ def test_gguf_vocabulary_alone_is_a_tokenizer_but_no_model(tmp_path: Path) -> No
 
 def test_gguf_listing_shows_tensors_of_unsupported_types(tmp_path: Path) -> None:
     raw = raw_gguf(CFG, MODEL, "F32", VOCAB)
-    raw.tensors[1].type_id = 12
+    raw.tensors[1].type_id = 15
     (tmp_path / "m").write_bytes(raw.to_bytes())
-    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_norm\.weight.*Q4_K"):
+    with pytest.raises(UnsupportedError, match=r"blk\.0\.attn_norm\.weight.*Q8_K"):
         open_checkpoint(tmp_path / "m")
     listing = open_checkpoint(tmp_path / "m", lenient=True)
     assert [(extra.name, extra.type_name) for extra in listing.extras] == [
-        ("blk.0.attn_norm.weight", "Q4_K")
+        ("blk.0.attn_norm.weight", "Q8_K")
     ]
     assert "embed" in listing.tensors
     listing.close()

@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from rllama.config import ModelConfig
-from rllama.quant import quantize
+from rllama.quant import CODECS, quantize
+from rllama.quant.noise import random_blocks
 
 Tensors = dict[str, np.ndarray]
 
-GGUF_TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
+GGUF_TYPE_IDS = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10,
+    "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18,
+    "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22, "IQ4_XS": 23, "IQ1_M": 29, "BF16": 30,
+    "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39,
+}  # fmt: skip
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 _CODES = dict(
     zip((U8, I8, U16, I16, U32, I32, F32, BOOL, U64, I64, F64), "BbHhIifBQqd", strict=True)
@@ -176,6 +182,14 @@ def _gguf_name(canonical: str) -> str:
     return f"{layer.replace('layers', 'blk')}{dot}{_GGUF_NAMES[last]}.weight"
 
 
+def tensor_bytes(kind: str, x: np.ndarray) -> bytes:
+    """The values in a weight type; where nothing quantises to it, noise of the same size."""
+    if CODECS[kind].quantize is not None:
+        return quantize(kind, x).tobytes()
+    rng = np.random.default_rng(GGUF_TYPE_IDS[kind] + x.size)
+    return random_blocks(kind, rng, x.size, float(np.sqrt(np.mean(x * x)))).tobytes()
+
+
 def raw_gguf(
     cfg: ModelConfig,
     tensors: Mapping[str, np.ndarray],
@@ -212,7 +226,7 @@ def raw_gguf(
     for name, x in tensors.items():
         kind = types if isinstance(types, str) else types.get(name, "F32")
         kind = "F32" if x.ndim == 1 else kind
-        data = quantize(kind, x).tobytes()
+        data = tensor_bytes(kind, x)
         records.append(RawTensor(_gguf_name(name), x.shape[::-1], GGUF_TYPE_IDS[kind], data))
     return RawGguf(kvs, records)
 
