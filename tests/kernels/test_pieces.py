@@ -14,6 +14,7 @@ from kernels.cases import (
     assert_within,
     context,
     expected,
+    fit,
     matmul,
     random_weight,
     random_x,
@@ -54,9 +55,9 @@ def column_pieces(case: Case, cuts: list[int]) -> core.Joined:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_pieces_of_rows_give_the_bits_of_the_whole(isa: str, fmt: str) -> None:
-    case = random_weight(fmt, 40, 96, seed=5)
+    case = random_weight(fmt, 40, fit(fmt, 96), seed=5)
     for n_tokens in TOKENS:
-        x = random_x(n_tokens, 96, seed=6)
+        x = random_x(n_tokens, case.n_cols, seed=6)
         (want,) = matmul(context(isa), x, case.weight)
         for cuts in ([20], [1, 2, 19], list(range(1, 40))):  # the last: 40 outputs, several ops
             (got,) = matmul(context(isa, 2), x, row_pieces(case, cuts))
@@ -65,9 +66,10 @@ def test_pieces_of_rows_give_the_bits_of_the_whole(isa: str, fmt: str) -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_pieces_of_columns_match_the_reference_and_themselves(isa: str, fmt: str) -> None:
-    case = random_weight(fmt, 17, 160, seed=7)
-    joined = column_pieces(case, [32, 96])
-    x = random_x(max(TOKENS), 160, seed=8)
+    unit = fit(fmt, 32)
+    case = random_weight(fmt, 17, 5 * unit, seed=7)
+    joined = column_pieces(case, [unit, 3 * unit])
+    x = random_x(max(TOKENS), case.n_cols, seed=8)
     alone = rows_alone(context(isa), x, joined)
     want, bound = expected(isa, case, x)
     assert_within(alone, want, 2 * bound, f"{isa} {fmt}")
@@ -103,10 +105,10 @@ def test_pieces_mix_with_whole_weights_in_one_op(isa: str) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_pieces_of_an_embedding_give_its_rows(isa: str, fmt: str, axis: int) -> None:
-    case = random_weight(fmt, 12, 96, seed=12)
-    joined = row_pieces(case, [1, 7]) if axis == 0 else column_pieces(case, [32])
+    case = random_weight(fmt, 12, 3 * fit(fmt, 32), seed=12)
+    joined = row_pieces(case, [1, 7]) if axis == 0 else column_pieces(case, [fit(fmt, 32)])
     ids = [0, 11, 6, 7, 1, 1, 0, 5]
-    out = np.full((len(ids), 96), np.nan, np.float32)
+    out = np.full((len(ids), case.n_cols), np.nan, np.float32)
     context(isa).embed(step_of(list(range(len(ids))), token_ids=ids), joined, core.Buf(out))
     want: F32 = case.values[ids].astype(np.float32)
     assert_same_bits(out, want, f"{isa} {fmt}")
