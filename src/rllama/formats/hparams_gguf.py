@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rllama.config import GenerationDefaults, ModelConfig
 from rllama.errors import UnsupportedError
-from rllama.formats.fields import Fields
-from rllama.formats.gguf_families import gguf_family
+from rllama.formats.fields import Fields, shown
+from rllama.formats.gguf_families import GgufFamily, gguf_family
 from rllama.formats.gguf_header import GgufArray, GgufHeader
 from rllama.formats.hparams import (
     FindArch,
@@ -16,9 +17,13 @@ from rllama.formats.hparams import (
     head_dim_of,
     require_arch,
 )
-from rllama.formats.hparams_gguf_attention import attention_numbers, attention_scale
+from rllama.formats.hparams_gguf_attention import attention_numbers
 from rllama.formats.hparams_gguf_rope import Factors, rope_numbers
 
+# Keys that change the result where they are set, in ways that are not computed here.
+_REFUSED = ("attention.clamp_kqv", "attention.max_alibi_bias", "attention.kv_lora_rank",
+            "attention.shared_kv_layers", "attention.key_length_swa", "rope.dimension_sections",
+            "rope.scaling.alpha", "router_logit_softcapping")  # fmt: skip
 _SAMPLING = (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"), ("min_p", "min_p"),
              ("repetition_penalty", "penalty_repeat"))  # fmt: skip
 
@@ -46,33 +51,26 @@ def gguf_config(
              "context_length", "attention.layer_norm_rms_epsilon")  # fmt: skip
     fields.require(*(key(name) for name in sizes))
     _refuse_gguf_experts(fields, arch)
+    _refuse_variants(fields, arch)
     n_layers = fields.whole(key("block_count"), high=4096)
     dim = fields.whole(key("embedding_length"))
     n_heads, n_kv_heads, head_dim = _heads(fields, arch, n_layers, dim)
     family = gguf_family(arch)
-    known = n_tokens or vocab_size
-    kind = header.values.get("tokenizer.ggml.model")
+    attention = attention_numbers(fields, arch, family, n_layers, dim // n_heads)
     return build(
         where, arch=arch, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
         head_dim=head_dim, vocab_size=vocab_size, tied_head=tied_head,
         ffn_dim=_per_layer(fields, key("feed_forward_length"), n_layers, None),
-        **rope_numbers(fields, arch, family, head_dim, rope_factors or {}),
-        **attention_numbers(fields, arch, family, n_layers),
-        attn_scale=attention_scale(fields, arch, family, n_layers, dim // n_heads),
+        **rope_numbers(fields, arch, family, head_dim, rope_factors or {},
+                       has_windows=bool(attention["windows"])),
+        **attention,
         norm_eps=fields.number(key("attention.layer_norm_rms_epsilon"), high=1.0),
         rope_style=family.rope_style,
         activation=family.activation,
-        embed_scale=fields.number_or(math.sqrt(dim) if family.scales_embedding else 1.0,
-                                     key("embedding_scale")),
-        residual_scale=fields.number_or(1.0, key("residual_scale")),
-        logit_scale=1.0 / fields.number_or(1.0, key("logit_scale")),
-        generation=_generation(fields),
-        bos_token_id=fields.token_id("tokenizer.ggml.bos_token_id", known,
-                                     1 if kind == "llama" and known > 1 else None),
-        eos_token_ids=_gguf_eos(fields, known, kind == "llama"),
-        add_bos=fields.flag("tokenizer.ggml.add_bos_token")
-        if "tokenizer.ggml.add_bos_token" in fields else (True if kind == "llama" else None),
+        **_scales(fields, arch, family, dim),
+        **_special_ids(fields, n_tokens or vocab_size),
         name=fields.text("general.name", ""),
+        generation=_generation(fields),
     )  # fmt: skip
 
 
@@ -124,6 +122,36 @@ def _per_layer(fields: Fields, key: str, n_layers: int, default: int | None) -> 
         raise UnsupportedError(f"{fields.where}: {key} differs from layer to layer")
     first = int(value.numbers[0])
     return Fields({key: first}, fields.where).whole(key)
+
+
+def _refuse_variants(fields: Fields, arch: str) -> None:
+    for name in _REFUSED:
+        if value := fields.values.get(f"{arch}.{name}"):
+            raise UnsupportedError(f"{fields.where}: {arch}.{name} {shown(value)} is not supported")
+    if not fields.flag(f"{arch}.attention.causal", True):
+        raise UnsupportedError(f"{fields.where}: {arch}.attention.causal: an encoder")
+
+
+def _scales(fields: Fields, arch: str, family: GgufFamily, dim: int) -> dict[str, Any]:
+    """What embeddings, branches and logits are multiplied by."""
+    usual = math.sqrt(dim) if family.scales_embedding else 1.0
+    return {
+        "embed_scale": fields.number_or(usual, f"{arch}.embedding_scale"),
+        "residual_scale": fields.number_or(1.0, f"{arch}.residual_scale"),
+        "logit_scale": 1.0 / fields.number_or(1.0, f"{arch}.logit_scale"),
+    }
+
+
+def _special_ids(fields: Fields, n_tokens: int) -> dict[str, Any]:
+    """Where a text begins and ends; those of SentencePiece are known without a word."""
+    is_spm = fields.values.get("tokenizer.ggml.model") == "llama"
+    first = 1 if is_spm and n_tokens > 1 else None
+    add_bos = "tokenizer.ggml.add_bos_token"
+    return {
+        "bos_token_id": fields.token_id("tokenizer.ggml.bos_token_id", n_tokens, first),
+        "eos_token_ids": _gguf_eos(fields, n_tokens, is_spm),
+        "add_bos": fields.flag(add_bos) if add_bos in fields else (True if is_spm else None),
+    }
 
 
 def _generation(fields: Fields) -> GenerationDefaults:

@@ -11,25 +11,26 @@ from rllama.formats.gguf_header import GgufArray
 
 
 def attention_numbers(
-    fields: Fields, arch: str, family: GgufFamily, n_layers: int
+    fields: Fields, arch: str, family: GgufFamily, n_layers: int, head_width: int
 ) -> dict[str, Any]:
-    """The fields of ModelConfig that attention takes. Raises ConfigError."""
+    """The fields of ModelConfig that attention takes. Raises ConfigError.
+
+    Units: head_width dim / n_heads
+    """
     every = family.unrotated_every
     return {
         "windows": _windows(fields, arch, family, n_layers),
         "unrotated_layers": tuple(i for i in range(n_layers) if every and (i + 1) % every == 0),
+        "attn_scale": _scale(fields, arch, family, n_layers, head_width),
         "attn_softcap": fields.number_or(0.0, f"{arch}.attn_logit_softcapping"),
         "logit_softcap": fields.number_or(0.0, f"{arch}.final_logit_softcapping"),
     }
 
 
-def attention_scale(
+def _scale(
     fields: Fields, arch: str, family: GgufFamily, n_layers: int, head_width: int
 ) -> float | None:
-    """What scores are multiplied by, None for the root of the head's width; see GgufFamily.
-
-    Units:   head_width dim / n_heads
-    """
+    """What scores are multiplied by; None: by one over the root of the head's width."""
     stated = fields.number_or(0.0, f"{arch}.attention.scale")
     if stated:
         return stated

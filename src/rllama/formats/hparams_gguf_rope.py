@@ -16,7 +16,13 @@ Factors = Mapping[str, tuple[float, ...]]
 
 
 def rope_numbers(
-    fields: Fields, arch: str, family: GgufFamily, head_dim: int, factors: Factors
+    fields: Fields,
+    arch: str,
+    family: GgufFamily,
+    head_dim: int,
+    factors: Factors,
+    *,
+    has_windows: bool,
 ) -> dict[str, Any]:
     """The fields of ModelConfig that the rotation takes.
 
@@ -40,7 +46,7 @@ def rope_numbers(
         "n_rotated": 0 if n_rotated == head_dim else n_rotated,
         "max_seq_len": _context(fields, arch, trained, scaling),
     }
-    if family.local_theta is not None:
+    if has_windows and family.local_theta is not None:
         base = family.local_theta or theta
         numbers["local_rope_theta"] = fields.number(key("freq_base_swa"), base)
     return numbers
