@@ -292,23 +292,31 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 class TokenizerSource:
     """What a file says about a tokenizer, as plain data.
 
-    Notes:   kind "spm": `model` is a SentencePiece .model, byte for byte; kind "vocab": pieces,
-             scores and types, of a GGUF or a tokenizer.bin; types are SentencePiece's: 1 normal
-             2 unknown 3 control 4 user-defined 5 unused 6 byte, none at all are guessed;
+    Notes:   kind "spm" and "tiktoken": `model` is the file, byte for byte; "vocab" and "unigram":
+             SentencePiece's pieces, scores and types, of a GGUF or a tokenizer.bin; "bpe":
+             byte-level pieces, types and merges of a GGUF; types are SentencePiece's: 1 normal
+             2 unknown 3 control 4 user-defined 5 unused 6 byte, none at all are guessed; "json":
+             `fields` are those of tokenizer.json, `settings` those of the files beside it;
              `path` is for messages; vocab_size is the model's, None: as many as there are pieces
     """
 
-    kind: Literal["spm", "vocab"]
+    kind: Literal["spm", "vocab", "unigram", "bpe", "tiktoken", "json"]
     path: str | None = None
     model: bytes = field(default=b"", repr=False)
     pieces: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     types: tuple[int, ...] = ()
+    merges: tuple[str, ...] = ()
+    pre: str = ""
+    charsmap: bytes = field(default=b"", repr=False)
+    fields: Mapping[str, object] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, object] = field(default_factory=dict, repr=False)
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     unk_token_id: int | None = None
     add_bos: bool | None = None
     add_space_prefix: bool = True
+    remove_extra_whitespaces: bool = False
     vocab_size: int | None = None
 
 

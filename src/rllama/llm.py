@@ -387,7 +387,8 @@ class LLM:
         if tokenizer is None:
             error = ConfigError(
                 f"{self.loaded.checkpoint.path}: no tokenizer, so this model serves token ids "
-                f"alone; {self.loaded.looked_for}; name one with tokenizer_path (--tokenizer-path)"
+                f"alone; {self.loaded.no_tokenizer}; name one with tokenizer_path "
+                "(--tokenizer-path)"
             )
             error.exit_code = 1
             raise error

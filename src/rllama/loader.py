@@ -13,7 +13,7 @@ from pathlib import Path
 from rllama import tokenizers
 from rllama.backend import Backend, get_backend
 from rllama.config import EngineConfig, ModelConfig
-from rllama.errors import ConfigError, FormatError
+from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import open_checkpoint, tokenizer_source
 from rllama.formats.checkpoint import Checkpoint
 from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
@@ -34,7 +34,8 @@ EMBEDDED_MODEL = Path(__file__).parent / "data" / "story.gguf"
 class Loaded:
     """A model with everything that it needs; the engine config has no open question left.
 
-    Notes: tokenizer None where the checkpoint has none; it then serves token ids alone
+    Notes: tokenizer None where the checkpoint has none that can be read; it then serves token ids
+           alone, and no_tokenizer says why
     """
 
     checkpoint: Checkpoint
@@ -44,20 +45,11 @@ class Loaded:
     engine: EngineConfig
     plan: MemoryPlan
     f16: bool
+    no_tokenizer: str = ""
 
     @property
     def cfg(self) -> ModelConfig:
         return self.model.cfg
-
-    @property
-    def looked_for(self) -> str:
-        """Where a tokenizer was looked for, for the message when there is none."""
-        path, rows = self.checkpoint.path, self.cfg.vocab_size
-        if self.checkpoint.format_name == "GGUF":
-            return "the file holds no vocabulary of a kind that is supported"
-        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-        names = f"tok{rows}.bin, tokenizer.model, tokenizer.bin"
-        return f"looked for {names} in {folder}"
 
     def close(self) -> None:
         """Give the backend and the mapped file back."""
@@ -91,7 +83,9 @@ def load(
         undo.callback(checkpoint.close)
         cfg = _config_of(checkpoint)
         architecture = find(cfg.arch)
-        tokenizer = _tokenizer_of(checkpoint, cfg)
+        tokenizer, no_tokenizer = _tokenizer_of(
+            checkpoint, cfg, is_named=tokenizer_path is not None
+        )
         settled, plan = _settle(checkpoint, cfg, engine or EngineConfig(), f16, available)
         model = architecture(
             cfg,
@@ -103,7 +97,7 @@ def load(
             on_progress=on_progress,
         )
         undo.pop_all()
-    loaded = Loaded(checkpoint, model, tokenizer, backend, settled, plan, f16)
+    loaded = Loaded(checkpoint, model, tokenizer, backend, settled, plan, f16, no_tokenizer)
     _log_load(loaded, time.perf_counter() - start)
     return loaded
 
@@ -128,7 +122,7 @@ def _settle(
 
 
 def load_tokenizer(path: StrPath) -> Tokenizer:
-    """A tokenizer alone: a SentencePiece .model, a tokenizer.bin, a GGUF, or a folder with one.
+    """A tokenizer alone: a tokenizer.json, a .model, a tokenizer.bin, a GGUF, a folder with one.
 
     Raises:  ConfigError, FormatError, UnsupportedError
     """
@@ -194,19 +188,30 @@ def _config_of(checkpoint: Checkpoint) -> ModelConfig:
     return checkpoint.config
 
 
-def _tokenizer_of(checkpoint: Checkpoint, cfg: ModelConfig) -> Tokenizer | None:
+def _tokenizer_of(
+    checkpoint: Checkpoint, cfg: ModelConfig, *, is_named: bool
+) -> tuple[Tokenizer | None, str]:
+    """The tokenizer, or why there is none; one that the user named must be of a kind we read."""
     source = checkpoint.tokenizer
     if source is None:
-        return None
-    n_pieces, n_rows = len(source.pieces), cfg.vocab_size
-    if n_pieces < n_rows * 3 // 4:  # padding an embedding adds far fewer rows
+        return None, checkpoint.no_tokenizer
+    if source.bos_token_id is None and source.kind == "json":
+        source = replace(source, bos_token_id=cfg.bos_token_id)
+    try:
+        tokenizer = tokenizers.load_tokenizer(replace(source, vocab_size=cfg.vocab_size))
+    except UnsupportedError as error:
+        if is_named:
+            raise
+        log.warning("no tokenizer: %s", error)
+        return None, str(error)
+    if tokenizer.n_pieces < cfg.vocab_size * 3 // 4:  # padding an embedding adds far fewer rows
         log.warning(
             "%s: %d tokens for a model with %d; is it this model's tokenizer?",
             source.path,
-            n_pieces,
-            n_rows,
+            tokenizer.n_pieces,
+            cfg.vocab_size,
         )
-    return tokenizers.load_tokenizer(replace(source, vocab_size=n_rows))
+    return tokenizer, ""
 
 
 def _log_load(loaded: Loaded, seconds: float) -> None:

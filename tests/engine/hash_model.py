@@ -134,6 +134,7 @@ class LetterTokenizer:
     n_pieces = vocab_size = VOCAB
     bos_token_id = None
     eos_token_id = None
+    stop_token_ids = ()
     add_bos = False
 
     def encode(self, text: str, **_: bool) -> list[int]:

@@ -123,15 +123,16 @@ def test_gguf_padded_vocabulary_is_legal(tmp_path: Path) -> None:
 
 def test_gguf_with_another_tokenizer_serves_ids(tmp_path: Path) -> None:
     raw = raw_gguf(CFG, MODEL, "F32", VOCAB)
-    raw.kvs["tokenizer.ggml.model"] = (8, "gpt2")
+    raw.kvs["tokenizer.ggml.model"] = (8, "bert")
     (tmp_path / "m").write_bytes(raw.to_bytes())
     checkpoint = open_checkpoint(tmp_path / "m")
     assert checkpoint.tokenizer is None
-    assert checkpoint.metadata["tokenizer_kind"] == "gpt2"
+    assert "kind 'bert'" in checkpoint.no_tokenizer
+    assert checkpoint.metadata["tokenizer_kind"] == "bert"
     assert checkpoint.config is not None
     assert checkpoint.config.add_bos is None
     checkpoint.close()
-    with pytest.raises(UnsupportedError, match="gpt2"):
+    with pytest.raises(UnsupportedError, match="bert"):
         open_gguf_vocabulary(str(tmp_path / "m"))
 
 
@@ -232,8 +233,9 @@ def test_hf_stored_but_tied_head_is_the_embedding(tmp_path: Path) -> None:
 
 def test_hf_tokenizer_beside_is_found_by_content(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "hf", CFG, MODEL)
-    (folder / "tokenizer.json").write_text("{}")
-    assert open_checkpoint(folder).tokenizer is None
+    nothing = open_checkpoint(folder)
+    assert nothing.tokenizer is None
+    assert "tok288.bin, tokenizer.json, tokenizer.model" in nothing.no_tokenizer
     (folder / "tokenizer.bin").write_bytes(llama2c_tokenizer_bytes(VOCAB))
     (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
     source = open_checkpoint(folder).tokenizer
@@ -243,6 +245,17 @@ def test_hf_tokenizer_beside_is_found_by_content(tmp_path: Path) -> None:
     source = open_checkpoint(folder).tokenizer
     assert source is not None
     assert source.kind == "spm"
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    source = open_checkpoint(folder).tokenizer
+    assert source is not None
+    assert source.kind == "tiktoken"
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    source = open_checkpoint(folder).tokenizer
+    assert source is not None
+    assert (source.kind, source.settings) == ("json", {"add_bos_token": False})
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(FormatError, match="no tokenizer: it has no model"):
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize("version", [0, 1])

@@ -132,7 +132,7 @@ def test_padding_rows_decode_as_nothing(vocab_source: TokenizerSource) -> None:
 def test_texts_beyond_the_librarys_count_are_refused(
     tokenizer: SpmTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rllama.tokenizers.spm._MAX_TEXT_BYTES", 10)
+    monkeypatch.setattr("rllama.tokenizers.text._MAX_TEXT_BYTES", 10)
     assert tokenizer.encode("a" * 10)
     with pytest.raises(ConfigError, match="text of 11 bytes"):
         tokenizer.encode("é" * 5 + "a")

@@ -11,7 +11,7 @@ import pytest
 from rllama.config import TokenizerSource
 from rllama.errors import FormatError
 from rllama.tokenizers import load_tokenizer
-from rllama.tokenizers.spm_proto import model_proto, producible
+from rllama.tokenizers.spm_proto import Rules, model_proto, producible
 from rllama.tokenizers.vocabulary import vocabulary_of
 
 TEXTS = ["once upon a time", "  x", "[x]<sep> 中文🦙", "<s>", "\0\n"]
@@ -156,7 +156,7 @@ def test_the_written_model_is_read_by_the_library_as_meant(vocab_source: Tokeniz
 
     vocab = producible(vocabulary_of(vocab_source, "m"), 0, "m")
     processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(model_proto(vocab, add_space_prefix=True))
+    processor.LoadFromSerializedProto(model_proto(vocab, Rules()))
     ids = range(processor.vocab_size())
     assert [processor.IdToPiece(i) for i in ids] == list(vocab_source.pieces)
     assert [processor.GetScore(i) for i in ids] == list(vocab_source.scores)

@@ -72,7 +72,7 @@ def _file_text(report: dict[str, Any]) -> str:
     if report["problem"]:
         lines += _table("problem", {"": report["problem"]})
     lines += _table("config", report["config"] or {"": "none"})
-    lines += _table("tokenizer", report["tokenizer"] or {"": "none"})
+    lines += _table("tokenizer", report["tokenizer"])
     lines.append("types")
     for name, entry in report["types"].items():
         lines.append(f"  {name:8} {entry['tensors']:6} tensors {entry['bytes']:>16,} bytes")

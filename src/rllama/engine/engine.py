@@ -56,6 +56,7 @@ class Engine:
             self.n_vocab = min(cfg.vocab_size, tokenizer.n_pieces)
             if tokenizer.eos_token_id is not None:
                 eos_ids.add(tokenizer.eos_token_id)
+            eos_ids.update(tokenizer.stop_token_ids)
         self._eos_ids = frozenset(eos_ids)
         self._store = backend.kv_store(spec)
         self._sampler = Sampler()

@@ -78,7 +78,7 @@ def open_checkpoint(
     except BaseException:
         checkpoint.close()
         raise
-    return replace(checkpoint, tokenizer=source)
+    return replace(checkpoint, tokenizer=source, no_tokenizer="")
 
 
 def _find_reader(path: str) -> tuple[Reader, str]:

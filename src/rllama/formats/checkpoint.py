@@ -35,6 +35,7 @@ class Checkpoint:
              the file has; which of them a model needs, and in what shapes, is for its
              architecture to say (`models/table.py`), as it is what to do about the extras;
              `names` is the file family's rename table, for messages;
+             `no_tokenizer` says why there is no tokenizer, where there is none;
              `metadata` is what the file says beside that, for `rllama inspect`
     """
 
@@ -48,6 +49,7 @@ class Checkpoint:
     extras: tuple[Extra, ...] = ()
     names: Table = field(default_factory=dict)
     chat: ChatSource = field(default_factory=ChatSource)
+    no_tokenizer: str = ""
 
     @property
     def where(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rllama.config import ModelConfig
+from rllama.config import ModelConfig, TokenizerSource
 from rllama.dtypes import F32, GGUF_TYPE_NAMES, dtype_by_gguf_id
 from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import names
@@ -55,11 +55,20 @@ def open(
         config = None if is_listing else _config(header, views, factors, find_arch)
         if config is not None:
             views = _with_gate_up(views, config.ffn_dim)
-        vocabulary, metadata = gguf_vocabulary(header), _metadata(header)
+        vocabulary, problem = _vocabulary(header)
+        metadata = _metadata(header)
     return Checkpoint(
         path, NAME, config, views, vocabulary, metadata, file.close, extras, names.GGUF,
-        gguf_chat(header),
+        gguf_chat(header), problem,
     )  # fmt: skip
+
+
+def _vocabulary(header: GgufHeader) -> tuple[TokenizerSource | None, str]:
+    """The vocabulary, or why there is none that we read."""
+    try:
+        return gguf_vocabulary(header), ""
+    except UnsupportedError as error:
+        return None, str(error)
 
 
 def _require_model(header: GgufHeader) -> None:

@@ -22,7 +22,7 @@ from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
-from rllama.formats.tokenizer_files import find_tokenizer
+from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.tensor import TensorView
 
 log = logging.getLogger(__name__)
@@ -198,10 +198,11 @@ def _assemble(
         _check_tied(embed, found["lm_head"], where)
     metadata: dict[str, Any] = {"files": [file.path for file, _, _ in shards]}
     metadata |= {key: value for _, _, extra in shards for key, value in extra.items()}
-    tokenizer = find_tokenizer(folder, vocab_size=numbers.vocab_size)
+    tokenizer, problem = tokenizer_beside(folder, numbers.vocab_size)
     return Checkpoint(
         path, NAME, numbers, found, tokenizer, metadata, extras=extras, names=names.HF,
         chat=folder_chat(folder),
+        no_tokenizer=problem,
     )  # fmt: skip
 
 

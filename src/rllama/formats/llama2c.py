@@ -24,7 +24,7 @@ from rllama.formats.llama2c_header import (
 )
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.names import LLAMA2C, in_file
-from rllama.formats.tokenizer_files import find_tokenizer
+from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.memory import available_memory
 from rllama.tensor import TensorView
 
@@ -50,7 +50,7 @@ def open(
     """Open a llama2.c file.
 
     Notes:   version 2 is copied into blocks of 32 where its groups allow, else made F32;
-             the vocabulary is tok<n>.bin, tokenizer.bin or tokenizer.model beside the file
+             the vocabulary is tok<n>.bin or another tokenizer beside the file
     Raises:  FormatError, UnsupportedError, ConfigError, MemoryPlanError
     """
     if param_path is not None:
@@ -67,20 +67,23 @@ def open(
             tensors = dict(_read_groups(file, header))
         else:
             tensors = dict(_map_floats(file, header))
-        tokenizer = _tokenizer(path, config.vocab_size)
+        tokenizer, problem = _tokenizer(path, config.vocab_size)
     metadata = {"llama2c.version": header.version, "llama2c.group_size": header.group_size}
-    return Checkpoint(path, NAME, config, tensors, tokenizer, metadata, file.close, names=LLAMA2C)
+    return Checkpoint(
+        path, NAME, config, tensors, tokenizer, metadata, file.close, names=LLAMA2C,
+        no_tokenizer=problem,
+    )  # fmt: skip
 
 
-def _tokenizer(path: str, vocab_size: int) -> TokenizerSource | None:
+def _tokenizer(path: str, vocab_size: int) -> tuple[TokenizerSource | None, str]:
     """The vocabulary beside the file. Raises FormatError if it has another number of pieces."""
-    found = find_tokenizer(os.path.dirname(path), vocab_size=vocab_size)
+    found, problem = tokenizer_beside(os.path.dirname(path), vocab_size)
     if found is not None and found.kind == "vocab" and len(found.pieces) != vocab_size:
         raise FormatError(
             f"{printable(found.path or '')}: {len(found.pieces)} tokens, but {printable(path)} has "
             f"{vocab_size}"
         )
-    return found
+    return found, problem
 
 
 def _map_floats(file: MappedFile, header: Llama2cHeader) -> Iterator[tuple[str, TensorView]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,15 @@ from rllama.formats.mapped_file import MappedFile
 _TOKENS = "tokenizer.ggml.tokens"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>", re.ASCII)
 _BYTE = 6
+_ADD_BOS = "tokenizer.ggml.add_bos_token"
+_MERGES = "tokenizer.ggml.merges"
+_BYTE_TYPES = (0, 1)  # u8, i8
+_KINDS: dict[str, tuple[Literal["vocab", "unigram", "bpe"], dict[str, int]]] = {
+    "llama": ("vocab", {"bos": 1, "eos": 2, "unknown": 0}),
+    "t5": ("unigram", {"eos": 1, "unknown": 2}),
+    "gpt2": ("bpe", {}),
+}  # llama.cpp's names, what we call them, and ids that are not written down
+_ADDS_BOS = {"vocab": True, "unigram": False, "bpe": None}  # None: as its way of cutting says
 
 
 def n_tokens(header: GgufHeader) -> int:
@@ -34,32 +45,44 @@ def tokenizer_kind(header: GgufHeader) -> str:
     return shown(header.values.get("tokenizer.ggml.model", "none")).strip("'")
 
 
-def gguf_vocabulary(header: GgufHeader) -> TokenizerSource | None:
-    """The vocabulary of a GGUF file, checked; None if it is not of the SentencePiece kind.
+def gguf_vocabulary(header: GgufHeader) -> TokenizerSource:
+    """The vocabulary of a GGUF file, checked.
 
-    Raises:  ConfigError if its lists differ in length or type, FormatError for a damaged piece
+    Raises:  UnsupportedError if there is none or it is of another kind, ConfigError if its lists
+             differ in length or type, FormatError for a damaged piece
     """
-    count = n_tokens(header)
-    if tokenizer_kind(header) != "llama" or count == 0:
-        return None
-    scores = _numbers(header, "tokenizer.ggml.scores", count, (F32,))
-    types = _numbers(header, "tokenizer.ggml.token_type", count, (4, 5))
+    count, kind = n_tokens(header), tokenizer_kind(header)
+    if count == 0:
+        raise UnsupportedError(f"{header.where}: the file holds no vocabulary")
+    if kind not in _KINDS:
+        raise UnsupportedError(
+            f"{header.where}: the tokenizer of kind {kind!r} is not supported; "
+            f"{', '.join(_KINDS)} are"
+        )
+    ours, defaults = _KINDS[kind]
     pieces = header.strings(_TOKENS) or []
-    _check(header.where, pieces, scores, types)
     fields = Fields(header.values, header.where)
 
-    def special(name: str, default: int) -> int | None:
-        key = f"tokenizer.ggml.{name}_token_id"
-        return fields.token_id(key, count, default if default < count else None)
+    def special(name: str) -> int | None:
+        key, default = f"tokenizer.ggml.{name}_token_id", defaults.get(name)
+        known = default if default is not None and default < count else None
+        return fields.token_id(key, count, known)
 
-    return TokenizerSource(
-        kind="vocab", path=header.cursor.file.path, pieces=tuple(pieces),
-        scores=tuple(scores.tolist()), types=tuple(types.tolist()),
-        bos_token_id=special("bos", 1), eos_token_id=special("eos", 2),
-        unk_token_id=special("unknown", 0),
-        add_bos=fields.flag("tokenizer.ggml.add_bos_token", True),
+    source = TokenizerSource(
+        kind=ours, path=header.cursor.file.path, pieces=tuple(pieces),
+        types=_types(header, pieces, optional=ours == "bpe"),
+        bos_token_id=special("bos"), eos_token_id=special("eos"), unk_token_id=special("unknown"),
+        add_bos=fields.flag(_ADD_BOS) if _ADD_BOS in fields else _ADDS_BOS[ours],
         add_space_prefix=fields.flag("tokenizer.ggml.add_space_prefix", True),
     )  # fmt: skip
+    if ours == "bpe":
+        return replace(source, merges=_merges(header), pre=fields.text("tokenizer.ggml.pre", ""))
+    scores = _scores(header, count)
+    if ours == "vocab":
+        return replace(source, scores=scores)
+    extra = fields.flag("tokenizer.ggml.remove_extra_whitespaces", False)
+    charsmap = _charsmap(header)
+    return replace(source, scores=scores, charsmap=charsmap, remove_extra_whitespaces=extra)
 
 
 def open_gguf_vocabulary(path: str) -> TokenizerSource:
@@ -68,13 +91,47 @@ def open_gguf_vocabulary(path: str) -> TokenizerSource:
     Raises:  UnsupportedError for tokenizers of another kind, FormatError, ConfigError
     """
     with MappedFile(path) as file:
-        header = parse(file)
-        source = gguf_vocabulary(header)
+        source = gguf_vocabulary(parse(file))
     file.close()
-    if source is None:
-        kind = tokenizer_kind(header)
-        raise UnsupportedError(f"{file.where}: the tokenizer of kind {kind!r} is not supported")
     return source
+
+
+def _merges(header: GgufHeader) -> tuple[str, ...]:
+    merges = header.strings(_MERGES)
+    if merges is None:
+        value = header.values.get(_MERGES)
+        raise ConfigError(f"{header.where}: {_MERGES} is {shown(str(value))}; an array of strings "
+                          "is wanted")  # fmt: skip
+    return tuple(merges)
+
+
+def _charsmap(header: GgufHeader) -> bytes:
+    key = "tokenizer.ggml.precompiled_charsmap"
+    value = header.values.get(key)
+    if value is None:
+        return b""
+    if not isinstance(value, GgufArray) or value.element_type not in _BYTE_TYPES:
+        raise ConfigError(f"{header.where}: {key} is {shown(str(value))}; an array of u8 is wanted")
+    return b"" if value.numbers is None else value.numbers.tobytes()
+
+
+def _scores(header: GgufHeader, count: int) -> tuple[float, ...]:
+    scores = _numbers(header, "tokenizer.ggml.scores", count, (F32,))
+    if not bool(np.isfinite(scores).all()):
+        raise FormatError(f"{header.where}: tokenizer.ggml.scores holds NaN or infinity")
+    return tuple(scores.tolist())
+
+
+def _types(header: GgufHeader, pieces: list[str], *, optional: bool) -> tuple[int, ...]:
+    key = "tokenizer.ggml.token_type"
+    if optional and key not in header.values:
+        return ()
+    types = _numbers(header, key, len(pieces), (4, 5))
+    if int(types.min()) < 1 or int(types.max()) > _BYTE:
+        raise FormatError(f"{header.where}: {key} has a type outside 1..{_BYTE}")
+    if not optional:
+        _check_bytes(header.where, pieces, types)
+    return tuple(types.tolist())
 
 
 def _numbers(
@@ -91,16 +148,9 @@ def _numbers(
     return value.numbers
 
 
-def _check(
-    where: str,
-    pieces: list[str],
-    scores: NDArray[np.float32] | NDArray[np.int32],
-    types: NDArray[np.float32] | NDArray[np.int32],
+def _check_bytes(
+    where: str, pieces: list[str], types: NDArray[np.float32] | NDArray[np.int32]
 ) -> None:
-    if not bool(np.isfinite(scores).all()):
-        raise FormatError(f"{where}: tokenizer.ggml.scores holds NaN or infinity")
-    if int(types.min()) < 1 or int(types.max()) > _BYTE:
-        raise FormatError(f"{where}: tokenizer.ggml.token_type has a type outside 1..{_BYTE}")
     seen: set[int] = set()
     for index in np.flatnonzero(types == _BYTE).tolist():
         match = _BYTE_PIECE.fullmatch(pieces[index])

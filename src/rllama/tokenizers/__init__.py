@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rllama.config import TokenizerSource
-from rllama.tokenizers import spm_load
 from rllama.tokenizers.base import Tokenizer
+from rllama.tokenizers.bpe_load import load_bpe, load_tiktoken
+from rllama.tokenizers.json_load import load_json
+from rllama.tokenizers.spm_load import load_spm, load_vocabulary
+
+_LOADERS: dict[str, Callable[[TokenizerSource, str], Tokenizer]] = {
+    "spm": load_spm, "vocab": load_vocabulary, "unigram": load_vocabulary,
+    "bpe": load_bpe, "tiktoken": load_tiktoken, "json": load_json,
+}  # fmt: skip
 
 
 def load_tokenizer(source: TokenizerSource) -> Tokenizer:
@@ -13,7 +22,4 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
     Raises:  FormatError if it is damaged or has more pieces than the model has rows;
              UnsupportedError for settings that this version does not know
     """
-    where = source.path or "vocabulary"
-    if source.kind == "spm":
-        return spm_load.load_spm(source, where)
-    return spm_load.load_vocabulary(source, where)
+    return _LOADERS[source.kind](source, source.path or "vocabulary")

@@ -12,13 +12,16 @@ class Tokenizer(Protocol):
     Notes:   pieces are bytes, because one character may be spread over several tokens;
              `decode_bytes` of a run of ids is the concatenation of `piece_bytes` of each, except
              that the space which encoding put before the text is not given back;
-             ids from n_pieces up to vocab_size only pad the model's embedding: they show nothing
+             ids from n_pieces up to vocab_size only pad the model's embedding: they show nothing;
+             stop_token_ids end a text beside EOS; text becomes special tokens with parse_special
+             alone; `token_text` is what a chat template calls a token, such as "<s>"
     """
 
     n_pieces: int
     vocab_size: int
     bos_token_id: int | None
     eos_token_id: int | None
+    stop_token_ids: tuple[int, ...]
     add_bos: bool
 
     def encode(

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rllama.errors import ConfigError
+from rllama.tokenizers.pieces import PieceTable
 from rllama.tokenizers.special_finder import SpecialFinder
+from rllama.tokenizers.text import utf8
 from rllama.tokenizers.vocabulary import (
     BYTE,
     CONTROL,
@@ -17,8 +18,6 @@ from rllama.tokenizers.vocabulary import (
     Vocabulary,
     byte_value,
 )
-
-_MAX_TEXT_BYTES = 2**31 - 1  # the library counts in int32
 
 
 class Encoder(Protocol):
@@ -43,33 +42,6 @@ class Specials:
     unk_surface: bytes = DEFAULT_UNK_SURFACE
 
 
-class _PieceTable(dict[int, bytes]):
-    """What each id shows, computed when first asked for."""
-
-    def __init__(self, vocab: Vocabulary, vocab_size: int, unk_surface: bytes) -> None:
-        super().__init__()
-        self._vocab, self._vocab_size, self._unk_surface = vocab, vocab_size, unk_surface
-
-    def __missing__(self, token_id: int) -> bytes:
-        if not 0 <= token_id < self._vocab_size:
-            raise ConfigError(f"token id {token_id} is outside the vocabulary of "
-                              f"{self._vocab_size}")  # fmt: skip
-        self[token_id] = shown = self._shown(token_id)
-        return shown
-
-    def _shown(self, token_id: int) -> bytes:
-        if token_id >= len(self._vocab.pieces):
-            return b""  # a row that only pads the embedding
-        piece, kind = self._vocab.pieces[token_id], self._vocab.types[token_id]
-        if kind == CONTROL:
-            return b""
-        if kind == UNKNOWN:
-            return self._unk_surface
-        if kind == BYTE:
-            return bytes((byte_value(piece) or 0,))
-        return piece.replace(SPACE, b" ")
-
-
 class SpmTokenizer:
     """A SentencePiece vocabulary, wherever it came from.
 
@@ -85,10 +57,24 @@ class SpmTokenizer:
         self.vocab_size = self.n_pieces if vocab_size is None else vocab_size
         self.bos_token_id = specials.bos
         self.eos_token_id = specials.eos
+        self.stop_token_ids: tuple[int, ...] = ()
         self.add_bos = specials.add_bos and specials.bos is not None
         self._encoder, self._vocab, self._strips_space = encoder, vocab, specials.strips_space
-        self._table = _PieceTable(vocab, self.vocab_size, specials.unk_surface)
+        self._unk_surface = specials.unk_surface
+        self._table = PieceTable(self._shown, self.vocab_size)
         self._special_finder: SpecialFinder | None = None
+
+    def _shown(self, token_id: int) -> bytes:
+        if token_id >= self.n_pieces:
+            return b""  # a row that only pads the embedding
+        piece, kind = self._vocab.pieces[token_id], self._vocab.types[token_id]
+        if kind == CONTROL:
+            return b""
+        if kind == UNKNOWN:
+            return self._unk_surface
+        if kind == BYTE:
+            return bytes((byte_value(piece) or 0,))
+        return piece.replace(SPACE, b" ")
 
     def encode(self, text: str, *, add_bos: bool = False, parse_special: bool = False) -> list[int]:
         """The ids of a text, after BOS if asked for and the vocabulary has one.
@@ -111,12 +97,7 @@ class SpmTokenizer:
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        try:
-            data = text.encode()
-        except UnicodeEncodeError:
-            data = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        if len(data) > _MAX_TEXT_BYTES:
-            raise ConfigError(f"a text of {len(data)} bytes is too long; the most is 2^31 - 1")
+        data = utf8(text)
         return self._encoder.encode(data, out_type=int) if data else []
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -6,9 +6,10 @@ from typing import cast
 
 from rllama.config import TokenizerSource
 from rllama.errors import FormatError
+from rllama.tokenizers.charsmap import check_charsmap
 from rllama.tokenizers.spm import Encoder, Specials, SpmTokenizer
 from rllama.tokenizers.spm_model import read_spm_model
-from rllama.tokenizers.spm_proto import model_proto, producible
+from rllama.tokenizers.spm_proto import Rules, model_proto, producible
 from rllama.tokenizers.vocabulary import CONTROL, Vocabulary, check_vocabulary, vocabulary_of
 
 
@@ -25,10 +26,16 @@ def load_vocabulary(source: TokenizerSource, where: str) -> SpmTokenizer:
     """A tokenizer from pieces, scores and types."""
     vocab = vocabulary_of(source, where)
     check_vocabulary(vocab, where)
-    prefix = source.add_space_prefix
+    rules = Rules(
+        source.add_space_prefix, source.kind == "unigram", source.charsmap,
+        source.remove_extra_whitespaces,
+    )  # fmt: skip
+    if rules.charsmap:
+        check_charsmap(rules.charsmap, where)
     usable = producible(vocab, source.unk_token_id, where)
-    encoder = _processor(model_proto(usable, add_space_prefix=prefix), where)
-    specials = Specials(_control(vocab, b"<s>"), _control(vocab, b"</s>"), strips_space=prefix)
+    encoder = _processor(model_proto(usable, rules), where)
+    specials = Specials(_control(vocab, b"<s>"), _control(vocab, b"</s>"))
+    specials.strips_space = rules.add_space_prefix or rules.remove_extra_whitespaces
     return _tokenizer(encoder, vocab, specials, source, where)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rllama.errors import FormatError
 from rllama.tokenizers.protobuf import message, number, varint
@@ -19,8 +20,18 @@ class _Heads(dict[int, bytes]):
         return self[n_bytes]
 
 
-def model_proto(vocab: Vocabulary, *, add_space_prefix: bool) -> bytes:
-    """A BPE ModelProto with byte fallback (where there are byte pieces) and no normalisation.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How a vocabulary is used: the algorithm, and what happens to a text before."""
+
+    add_space_prefix: bool = True
+    is_unigram: bool = False
+    charsmap: bytes = b""
+    remove_extra_whitespaces: bool = False
+
+
+def model_proto(vocab: Vocabulary, rules: Rules) -> bytes:
+    """A ModelProto with byte fallback where there are byte pieces.
 
     Notes:   `vocab` must be as `producible` returns it
     """
@@ -31,10 +42,14 @@ def model_proto(vocab: Vocabulary, *, add_space_prefix: bool) -> bytes:
         heads[len(piece)] + piece + b"\x15" + score + tails[kind]
         for piece, (score,), kind in zip(vocab.pieces, scores, vocab.types, strict=True)
     ]
-    trainer = number(3, 2) + number(4, len(body)) + number(35, int(BYTE in vocab.types))
-    normalizer = (
-        message(1, b"identity") + number(3, int(add_space_prefix)) + number(4, 0) + number(5, 1)
+    trainer = (
+        number(3, 1 if rules.is_unigram else 2)
+        + number(4, len(body))
+        + number(35, int(BYTE in vocab.types))
     )
+    normalizer = message(1, b"identity") + (message(2, rules.charsmap) if rules.charsmap else b"")
+    normalizer += number(3, int(rules.add_space_prefix))
+    normalizer += number(4, int(rules.remove_extra_whitespaces)) + number(5, 1)
     return b"".join((*body, message(2, trainer), message(3, normalizer)))
 
 

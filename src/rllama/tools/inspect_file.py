@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from rllama import tokenizers
-from rllama.config import TokenizerSource
 from rllama.errors import RllamaError
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.loader import StrPath, model_tensors, open_model
@@ -45,7 +44,7 @@ def _report(checkpoint: Checkpoint) -> dict[str, Any]:
         "format": checkpoint.format_name,
         "problem": _problem(checkpoint),
         "config": None if checkpoint.config is None else _config(asdict(checkpoint.config)),
-        "tokenizer": None if checkpoint.tokenizer is None else _tokenizer(checkpoint.tokenizer),
+        "tokenizer": _tokenizer(checkpoint),
         "types": _types(tensors),
         "total": {
             "tensors": len(tensors),
@@ -102,8 +101,14 @@ def _config(numbers: dict[str, Any]) -> dict[str, Any]:
     return numbers | {f"generation.{k}": v for k, v in generation.items() if v is not None}
 
 
-def _tokenizer(source: TokenizerSource) -> dict[str, Any]:
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Kind, size and special tokens; or why there is none."""
+    source = checkpoint.tokenizer
+    if source is None:
+        return {"kind": "none", "error": checkpoint.no_tokenizer}
     found: dict[str, Any] = {"kind": source.kind, "path": source.path}
+    if source.pre:
+        found["pre"] = source.pre
     try:
         tokenizer = tokenizers.load_tokenizer(source)
     except RllamaError as error:
