@@ -18,6 +18,7 @@ Weight = Any  # a placed weight [N, K], opaque to models
 RopeTable = Any  # rotations of every position, as rope_table made them
 Cache = Any  # the backend's own KVStore, as its kv_store made it
 AttendSpec = Any  # how a layer attends, made once by attend_spec
+Experts = Any  # the experts of a layer and their router, as `experts` made them
 Step = Any  # a Batch made ready for the device: token ids, positions, page table
 
 
@@ -89,6 +90,10 @@ class Backend(Protocol):
              heads that are wider (`head_dim`) than its pairs; `rms_norm` with a weight
              narrower than x norms each head of its width on its own; `add`: into += factor * x;
              `add_bias`: every row of x += bias; `glu`: gate = activation(gate) * up;
+             `experts` takes one gate, up and down per expert, and biases of all of them or none;
+             `moe`: into += the outputs of the `n_used` experts whose router logits are largest (the
+             lower id where they are equal), added in the order of their ids, each times the softmax
+             of its logit over the chosen ones (`normalise`) or over all;
              `logits` gives scale * z, or softcap * tanh(scale * z / softcap) if there is a cap
     """
 
@@ -128,6 +133,22 @@ class Backend(Protocol):
         self, q: Buf, k: Buf, v: Buf, kv: Cache, spec: AttendSpec, step: Step, out: Buf
     ) -> None: ...
     def glu(self, gate: Buf, up: Buf, activation: Activation = "silu") -> None: ...
+    def experts(
+        self,
+        router: Weight,
+        gate: tuple[Weight, ...],
+        up: tuple[Weight, ...],
+        down: tuple[Weight, ...],
+        *,
+        n_used: int,
+        normalise: bool,
+        activation: Activation = "silu",
+        router_bias: Weight | None = None,
+        gate_bias: tuple[Weight, ...] = (),
+        up_bias: tuple[Weight, ...] = (),
+        down_bias: tuple[Weight, ...] = (),
+    ) -> Experts: ...
+    def moe(self, x: Buf, experts: Experts, into: Buf) -> None: ...
     def scale(self, x: Buf, factor: float) -> None: ...
     def add(self, x: Buf, into: Buf, factor: float = 1.0) -> None: ...
     def add_bias(self, x: Buf, bias: Weight) -> None: ...

@@ -146,6 +146,35 @@ class CpuBackend(core.Context):
         values = np.ascontiguousarray(inv_freq, dtype=np.float64)
         return core.RopeTable(values, max_seq_len, factor, head_dim)
 
+    def experts(
+        self,
+        router: core.AnyWeight,
+        gate: tuple[core.AnyWeight, ...],
+        up: tuple[core.AnyWeight, ...],
+        down: tuple[core.AnyWeight, ...],
+        *,
+        n_used: int,
+        normalise: bool,
+        activation: str = "silu",
+        router_bias: core.Weight | None = None,
+        gate_bias: tuple[core.Weight, ...] = (),
+        up_bias: tuple[core.Weight, ...] = (),
+        down_bias: tuple[core.Weight, ...] = (),
+    ) -> core.Experts:
+        return core.Experts(
+            _whole((router,))[0],
+            _whole(gate),
+            _whole(up),
+            _whole(down),
+            n_used=n_used,
+            normalise=normalise,
+            activation=activation,
+            router_bias=router_bias,
+            gate_bias=gate_bias,
+            up_bias=up_bias,
+            down_bias=down_bias,
+        )
+
     def scratch(self, spec: ScratchSpec) -> CpuScratchPool:
         return CpuScratchPool(spec)
 
@@ -202,6 +231,14 @@ class _Orders:
             return None
         own = np.ascontiguousarray(order, dtype=np.int32)
         return self._known.setdefault(sha256(own.tobytes()).digest(), own)
+
+
+def _whole(weights: tuple[core.AnyWeight, ...]) -> tuple[core.Weight, ...]:
+    """The weights, none of which may lie in pieces. Raises UnsupportedError."""
+    for weight in weights:
+        if isinstance(weight, core.Joined):
+            raise UnsupportedError(f"{weight.origin}: an expert whose matrix lies in pieces")
+    return tuple(weight for weight in weights if isinstance(weight, core.Weight))
 
 
 def _as_f16(view: TensorView) -> memoryview:

@@ -90,6 +90,25 @@ def check_rows(isa: str, end: bool) -> None:
             ctx.rope(core.Buf(heads), core.Buf(heads), step, table, style)
 
 
+def check_moe(isa: str, end: bool) -> None:
+    """Experts whose last byte is the last one of a page, with more and with fewer tokens."""
+    for fmt, dim, ffn in (("F32", 9, 7), ("Q4_0", 32, 64), ("BF16", 17, 33)):
+        print(f"moe {fmt} end={end}", flush=True)
+
+        def weight(n_rows: int, n_cols: int, seed: int, fmt: str = fmt) -> core.Weight:
+            case = random_weight(fmt, n_rows, n_cols, seed=seed)
+            raw = guarded(case.raw, end=end)
+            return core.Weight(raw, FORMATS.index(fmt), n_rows, n_cols)
+
+        gate, up = (tuple(weight(ffn, dim, 10 * i + e) for e in range(3)) for i in (1, 2))
+        down = tuple(weight(dim, ffn, 30 + e) for e in range(3))
+        router = random_weight("F32", 3, dim, seed=8).weight
+        experts = core.Experts(router, gate, up, down, n_used=2, normalise=True)
+        for n_tokens in (1, 5, 60):
+            x = guarded(random_x(n_tokens, dim, seed=9), end=end)
+            context(isa).moe(core.Buf(x), experts, core.Buf(guarded(np.zeros_like(x), end=end)))
+
+
 def check_attend(isa: str, end: bool) -> None:
     for dtype in ("f16", "f32"):
         for head_dim in (1, 8, 20, 64):
@@ -113,6 +132,7 @@ def check_attend(isa: str, end: bool) -> None:
 def main(isa: str) -> None:
     for end in (True, False):
         check_rows(isa, end)
+        check_moe(isa, end)
         check_attend(isa, end)
         for fmt in FORMATS:
             check_matmul(isa, fmt, end)

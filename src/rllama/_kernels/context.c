@@ -111,6 +111,8 @@ void rl_ctx_free(rl_ctx *ctx) {
     for (int i = 0; i < ctx->n_threads; i++) free(ctx->private[i].block);
     free(ctx->private);
     free(ctx->shared.block);
+    free(ctx->parts.block);
+    free(ctx->pairs.block);
     free(ctx->shares.block);
     free(ctx);
 }

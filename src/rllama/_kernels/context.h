@@ -17,6 +17,8 @@ struct rl_ctx {
     int serial;
     rl_arena shared;   /* activations of the op in progress */
     rl_arena *private; /* [n_threads] panels and tiles */
+    rl_arena parts;    /* the plan of a matmul */
+    rl_arena pairs;    /* tokens and their experts */
     rl_arena shares;   /* [n_threads] rl_share of the region in progress */
 };
 

@@ -66,6 +66,23 @@ class Joined:
 
 AnyWeight = Weight | Joined
 
+class Experts:
+    def __new__(
+        cls,
+        router: Weight,
+        gate: tuple[Weight, ...],
+        up: tuple[Weight, ...],
+        down: tuple[Weight, ...],
+        *,
+        n_used: int,
+        normalise: bool,
+        activation: str = "silu",
+        router_bias: Weight | None = None,
+        gate_bias: tuple[Weight, ...] = (),
+        up_bias: tuple[Weight, ...] = (),
+        down_bias: tuple[Weight, ...] = (),
+    ) -> Self: ...
+
 class Buf:
     def __init__(self, array: _F32) -> None: ...
     @property
@@ -152,6 +169,7 @@ class Context:
         self, q: Buf, k: Buf, v: Buf, kv: KVStore, spec: AttendSpec, step: Step, out: Buf
     ) -> None: ...
     def glu(self, gate: Buf, up: Buf, activation: str = "silu") -> None: ...
+    def moe(self, x: Buf, experts: Experts, into: Buf) -> None: ...
     def scale(self, x: Buf, factor: float) -> None: ...
     def softcap(self, x: Buf, scale: float, cap: float) -> None: ...
     def add(self, x: Buf, into: Buf, factor: float = 1.0) -> None: ...

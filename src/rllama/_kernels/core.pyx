@@ -5,6 +5,7 @@ No algorithm lives here. Activations are `Buf`, weights are `Weight`, the arrays
 """
 
 from libc.math cimport isfinite
+from libc.stdlib cimport free, malloc
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 
 from rllama._kernels.rl cimport *
@@ -149,6 +150,96 @@ cdef class Joined:
     @property
     def format_name(self):
         return self.parts[0].format_name
+
+
+cdef class Experts:
+    """The feed-forward experts of one layer with their router, checked once.
+
+    Every expert has a gate and an up [F, D] and a down [D, F]; the router is [E, D]. Biases are F32
+    rows; gate_bias, up_bias and down_bias have one for each expert or none at all.
+    """
+
+    cdef rl_experts c
+    cdef object owner
+
+    def __cinit__(self, Weight router, tuple gate, tuple up, tuple down, *, int64_t n_used,
+                  bint normalise, str activation="silu", Weight router_bias=None,
+                  tuple gate_bias=(), tuple up_bias=(), tuple down_bias=()):
+        cdef Weight first
+        cdef int64_t n = len(gate)
+        if not 1 <= n_used <= n <= RL_MAX_EXPERTS:
+            raise ShapeError(f"experts: {n_used} of {n} used; {RL_MAX_EXPERTS} is the most")
+        self.owner = (router, router_bias, gate, up, down, gate_bias, up_bias, down_bias)
+        first = gate[0]
+        self.c.n_experts = n
+        self.c.n_used = n_used
+        self.c.ffn_dim, self.c.dim = first.shape
+        self.c.normalise = normalise
+        self.c.activation = activation_kind(activation)
+        self.c.gate = self.weights("gate", gate, self.c.ffn_dim, self.c.dim)
+        self.c.up = self.weights("up", up, self.c.ffn_dim, self.c.dim)
+        self.c.down = self.weights("down", down, self.c.dim, self.c.ffn_dim)
+        self.c.gate_bias = self.rows("gate", gate_bias, self.c.ffn_dim)
+        self.c.up_bias = self.rows("up", up_bias, self.c.ffn_dim)
+        self.c.down_bias = self.rows("down", down_bias, self.c.dim)
+        if router.shape != (n, self.c.dim):
+            raise ShapeError(f"experts: router {router.shape} for {n} of width {self.c.dim}")
+        self.c.router = &router.c
+        if router_bias is not None:
+            self.c.router_bias = bias_row("router", router_bias, n)
+
+    cdef const rl_weight *weights(self, str what, tuple given, int64_t n_rows,
+                                  int64_t n_cols) except NULL:
+        cdef Weight weight
+        cdef int64_t e
+        if len(given) != self.c.n_experts:
+            raise ShapeError(f"experts: {len(given)} {what} weights for {self.c.n_experts}")
+        cdef rl_weight *found = <rl_weight *>malloc(len(given) * sizeof(rl_weight))
+        if found == NULL:
+            raise MemoryError("a list of experts")
+        for e in range(self.c.n_experts):
+            try:
+                weight = given[e]
+                if weight.shape != (n_rows, n_cols):
+                    raise ShapeError(f"experts: {what} of expert {e} is {weight.shape}, not "
+                                     f"{(n_rows, n_cols)}")
+            except BaseException:
+                free(found)
+                raise
+            found[e] = weight.c
+        return found
+
+    cdef const float **rows(self, str what, tuple given, int64_t n_cols) except? NULL:
+        cdef int64_t e
+        if not given:
+            return NULL
+        if len(given) != self.c.n_experts:
+            raise ShapeError(f"experts: {len(given)} {what} biases for {self.c.n_experts}")
+        cdef const float **found = <const float **>malloc(len(given) * sizeof(float *))
+        if found == NULL:
+            raise MemoryError("a list of experts")
+        for e in range(self.c.n_experts):
+            try:
+                found[e] = bias_row(what, given[e], n_cols)
+            except BaseException:
+                free(found)
+                raise
+        return found
+
+    def __dealloc__(self):
+        free(<void *>self.c.gate)
+        free(<void *>self.c.up)
+        free(<void *>self.c.down)
+        free(self.c.gate_bias)
+        free(self.c.up_bias)
+        free(self.c.down_bias)
+
+
+cdef const float *bias_row(str what, Weight bias, int64_t n_cols) except NULL:
+    if bias.shape != (1, n_cols) or bias.c.format != 0:
+        raise ShapeError(f"experts: {what} bias {bias.shape} of {bias.format_name}, not one F32 "
+                         f"row of {n_cols}")
+    return <const float *>bias.c.data
 
 
 cdef class Buf:
@@ -608,6 +699,27 @@ cdef class Context:
         self.enter()
         with nogil:
             status = rl_glu(self.c, gate.data, up.data, gate.n_rows * gate.n_cols, kind)
+        self.leave(status)
+
+    def moe(self, Buf x, Experts experts, Buf into):
+        """into += the outputs of the experts that the router chooses for each row of x, weighted"""
+        cdef rl_moe_op op
+        cdef rl_status status
+        cdef int64_t dim = experts.c.dim
+        if x.n_cols != dim or into.n_cols != dim or into.n_rows != x.n_rows:
+            raise ShapeError(f"moe: x {(x.n_rows, x.n_cols)} into {(into.n_rows, into.n_cols)} "
+                             f"for experts of width {dim}")
+        if x.n_rows == 0:
+            return
+        if x.n_rows >= 2**31 // experts.c.n_used:
+            raise ShapeError(f"moe: {x.n_rows} tokens at once")
+        op.x = x.data
+        op.into = into.data
+        op.n_tokens = x.n_rows
+        op.experts = &experts.c
+        self.enter()
+        with nogil:
+            status = rl_moe(self.c, &op)
         self.leave(status)
 
     def scale(self, Buf x, double factor):

@@ -6,6 +6,8 @@
  * A format without kernels takes the same ways with the F32 kernels: a thread turns the rows of one
  * group after the other into F32 in its scratch. Each output is then the F32 sum of its own row.
  */
+#include "matmul.h"
+
 #include <string.h>
 
 #include "context.h"
@@ -13,42 +15,42 @@
 
 #define L2_PANEL_BYTES (192 * 1024) /* panels that a thread keeps while tiles pass by */
 #define CHUNK_BYTES (128 * 1024)    /* weights that a thread takes at once when it decodes */
-#define CHUNKS_PER_THREAD 2         /* of one weight, at least: so that no thread idles */
+#define CHUNKS_PER_THREAD 2         /* of four weights, at least: so that no thread idles */
 #define FUSED_TILES 3               /* up to this many tiles, unpacking again beats a panel */
+#define INLINE_VALUES 16384         /* activations that one thread quantises alone */
+#define NEIGHBOURS 3                /* products before one, among which x may be the same */
 
-/* One weight of the op with its kernels and its share of the activations. */
+/* One product with its kernels and its activations. */
 typedef struct {
     const rl_weight *w;
+    const float *x;
+    float *out;
+    int64_t x_stride, out_stride, n_tokens;
     const rl_format_row *row;
     rl_dequant_fn dequant; /* rows -> F32 for `row`; NULL where `row` takes them as they lie */
-    float *out;
-    int64_t out_stride, x_stride;
-    const uint8_t *acts;
+    uint8_t *acts;
+    float *gathered;     /* [T, K]: x in the order of the columns, where the weight has one */
     int64_t row_bytes;   /* of a row as the kernels see it, without padding */
     int64_t n_units;     /* blocks, or units of 8 columns */
     int64_t act_bytes;   /* activations of one token */
     int64_t panel_bytes; /* one panel */
-    int64_t n_groups, groups_per_chunk, first_chunk;
+    int64_t tile;        /* tokens in a tile: as few tiles as can be, all about equally wide */
+    int64_t n_groups, groups_per_chunk;
+    int fused;     /* few tokens: no panels */
     int copy_rows; /* columns or rows do not fill a unit: work on a zero-padded copy */
 } part;
 
 typedef struct {
     rl_ctx *ctx;
-    const rl_matmul_op *op;
-    part parts[RL_MAX_OUTPUTS];
-    int64_t n_chunks;
-    int fused;
+    part *parts;
+    int64_t *first_chunk, *first_tile; /* of every part; tiles to quantise */
+    int64_t n_parts;
+    int add;
 } matmul_work;
 
 /* The kernels that multiply a format: its own, or those of F32. */
 static const rl_format_row *kernels_of(const rl_isa_table *table, int32_t format) {
     return &table->formats[table->formats[format].fused != NULL ? format : RL_F32];
-}
-
-/* Tokens in a tile: as few tiles as can be, all about equally wide. */
-static int64_t tile_tokens(const matmul_work *work, const part *p) {
-    int64_t n_tiles = rl_div_up(work->op->n_tokens, p->row->max_tile);
-    return rl_div_up(work->op->n_tokens, n_tiles);
 }
 
 static int64_t unit_cols(const rl_format_row *row) {
@@ -68,96 +70,114 @@ static int64_t panel_unit_bytes(const rl_format_row *row) {
 static void choose_kernels(part *p, const rl_isa_table *table) {
     p->row = kernels_of(table, p->w->format);
     p->row_bytes = p->w->row_bytes;
-    p->dequant = NULL;
     if (p->row == &table->formats[p->w->format]) return;
     p->dequant = table->dequant[p->w->format];
     p->row_bytes = p->w->n_cols * (int64_t)sizeof(float);
 }
 
-static void plan_part(part *p, const matmul_work *work, int i) {
-    p->w = work->op->w[i];
-    p->out = work->op->out[i];
-    p->out_stride = work->op->out_stride[i] ? work->op->out_stride[i] : p->w->n_rows;
-    p->x_stride = work->op->x_stride ? work->op->x_stride : p->w->n_cols;
+static void plan_part(part *p, const matmul_work *work, const rl_product *product) {
+    const rl_weight *w = product->w;
+    *p = (part){.w = w, .x = product->x, .out = product->out};
     choose_kernels(p, &work->ctx->table);
-    p->n_units = rl_div_up(p->w->n_cols, unit_cols(p->row));
-    p->act_bytes = p->n_units * act_unit_bytes(p->row->act);
-    p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(p->row), 64);
-    p->n_groups = rl_div_up(p->w->n_rows, p->row->n_lanes);
-    p->copy_rows = p->w->n_cols % unit_cols(p->row) != 0 || p->w->n_rows < p->row->n_lanes;
-    int64_t group_bytes = work->fused ? p->row->n_lanes * p->row_bytes : p->panel_bytes;
-    int64_t limit = work->fused ? CHUNK_BYTES : L2_PANEL_BYTES;
-    int64_t fair = rl_div_up(p->n_groups, CHUNKS_PER_THREAD * work->ctx->n_threads);
+    const rl_format_row *row = p->row;
+    p->x_stride = product->x_stride;
+    p->out_stride = product->out_stride;
+    p->n_tokens = product->n_tokens;
+    p->tile = rl_div_up(p->n_tokens, rl_div_up(p->n_tokens, row->max_tile));
+    p->fused = p->n_tokens <= FUSED_TILES * row->max_tile;
+    p->n_units = rl_div_up(w->n_cols, unit_cols(row));
+    p->act_bytes = p->n_units * act_unit_bytes(row->act);
+    p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(row), 64);
+    p->n_groups = rl_div_up(w->n_rows, row->n_lanes);
+    p->copy_rows = w->n_cols % unit_cols(row) != 0 || w->n_rows < row->n_lanes;
+    int64_t group_bytes = p->fused ? row->n_lanes * p->row_bytes : p->panel_bytes;
+    int64_t limit = p->fused ? CHUNK_BYTES : L2_PANEL_BYTES;
+    int64_t n_chunks = rl_div_up(CHUNKS_PER_THREAD * 4 * work->ctx->n_threads,
+                                 rl_max64(4, work->n_parts));
+    int64_t fair = rl_div_up(p->n_groups, n_chunks);
     p->groups_per_chunk = rl_max64(1, rl_min64(fair, limit / group_bytes));
 }
 
-/* Quantise one tile of tokens for one part. Tile `item` of the op starts at token item*tile. */
-typedef struct {
-    const rl_matmul_op *op;
-    const part *p;
-    rl_quant_act_fn quant;
-    uint8_t *acts;
-    int64_t tile;
-    float *gathered; /* [T, K]: x in the order of the columns, where the weight has one */
-} quant_work;
+/* The part that holds an item: the last one whose first item is not beyond it. */
+static const part *part_of(const matmul_work *work, const int64_t *first, int64_t item) {
+    int64_t low = 0, high = work->n_parts - 1;
+    while (low < high) {
+        int64_t middle = (low + high + 1) / 2;
+        if (first[middle] <= item)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return &work->parts[low];
+}
 
 static void quantise_tile(void *arg, int64_t item, int thread) {
-    const quant_work *work = arg;
-    const int32_t *order = work->p->w->column_order;
-    int64_t first = item * work->tile, n_cols = work->p->w->n_cols, x_stride = work->p->x_stride;
-    int n = (int)rl_min64(work->tile, work->op->n_tokens - first);
-    const float *x = work->op->x + first * x_stride;
+    const matmul_work *work = arg;
+    const part *p = part_of(work, work->first_tile, item);
+    const int32_t *order = p->w->column_order;
+    int64_t first = (item - work->first_tile[p - work->parts]) * p->tile;
+    int64_t n_cols = p->w->n_cols, x_stride = p->x_stride;
+    int n = (int)rl_min64(p->tile, p->n_tokens - first);
+    const float *x = p->x + first * x_stride;
     (void)thread;
     if (order != NULL) {
-        float *gathered = work->gathered + first * n_cols;
+        float *gathered = p->gathered + first * n_cols;
         for (int t = 0; t < n; t++)
             for (int64_t k = 0; k < n_cols; k++)
                 gathered[t * n_cols + k] = x[t * x_stride + order[k]];
         x = gathered;
         x_stride = n_cols;
     }
-    work->quant(x, x_stride, n_cols, n, work->p->row->offset,
-                work->acts + first * work->p->act_bytes);
+    work->ctx->table.quant_act[p->row->act](x, x_stride, n_cols, n, p->row->offset,
+                                            p->acts + first * p->act_bytes);
 }
 
-/* The first part before part i that wants the very same activations, or NULL. */
-static const part *shares_activations(const matmul_work *work, int i) {
-    const rl_format_row *row = work->parts[i].row;
-    const int32_t *order = work->parts[i].w->column_order;
-    for (int j = 0; j < i; j++) {
-        const rl_format_row *other = work->parts[j].row;
-        if (other->act == row->act && other->offset == row->offset &&
-            other->max_tile == row->max_tile && work->parts[j].w->column_order == order)
-            return &work->parts[j];
+/* A part shortly before part i that wants the very same activations, or NULL. */
+static const part *shares_activations(const matmul_work *work, int64_t i) {
+    const part *p = &work->parts[i];
+    for (int64_t j = i - 1; j >= rl_max64(0, i - NEIGHBOURS); j--) {
+        const part *q = &work->parts[j];
+        if (q->x == p->x && q->x_stride == p->x_stride && q->n_tokens == p->n_tokens &&
+            q->w->n_cols == p->w->n_cols && q->w->column_order == p->w->column_order &&
+            q->row->act == p->row->act && q->row->offset == p->row->offset &&
+            q->row->max_tile == p->row->max_tile)
+            return q;
     }
     return NULL;
 }
 
-/* Give every part its activations; parts of the same kind share them. */
+static int64_t act_size(const part *p) { return rl_round_up(p->act_bytes * p->n_tokens, 64); }
+
+static int64_t gathered_size(const part *p) {
+    if (p->w->column_order == NULL) return 0;
+    return rl_round_up(p->n_tokens * p->w->n_cols * (int64_t)sizeof(float), 64);
+}
+
+/* Give every part its activations; neighbours that want the same share them. */
 static rl_status prepare_activations(matmul_work *work) {
-    const rl_matmul_op *op = work->op;
-    int64_t total = 0, gathered_bytes = 0;
-    for (int i = 0; i < op->n_outputs; i++) {
-        const rl_weight *w = op->w[i];
-        if (shares_activations(work, i) == NULL)
-            total += rl_round_up(work->parts[i].act_bytes * op->n_tokens, 64);
-        if (w->column_order != NULL)
-            gathered_bytes = rl_round_up(op->n_tokens * w->n_cols * (int64_t)sizeof(float), 64);
+    int64_t n_bytes = 0, n_values = 0, n_tiles = 0;
+    for (int64_t i = 0; i < work->n_parts; i++) {
+        const part *p = &work->parts[i];
+        work->first_tile[i] = n_tiles;
+        if (shares_activations(work, i) != NULL) continue;
+        n_bytes += act_size(p) + gathered_size(p);
+        n_values += p->n_tokens * p->w->n_cols;
+        n_tiles += rl_div_up(p->n_tokens, p->tile);
     }
-    uint8_t *next = rl_arena_get(&work->ctx->shared, (size_t)(gathered_bytes + total));
+    uint8_t *next = rl_arena_get(&work->ctx->shared, (size_t)n_bytes);
     if (next == NULL) return RL_NO_MEMORY;
-    float *gathered = (float *)next; /* of one part at a time: they are quantised in turn */
-    next += gathered_bytes;
-    for (int i = 0; i < op->n_outputs; i++) {
+    for (int64_t i = 0; i < work->n_parts; i++) {
         part *p = &work->parts[i];
         const part *other = shares_activations(work, i);
         p->acts = other == NULL ? next : other->acts;
         if (other != NULL) continue;
-        quant_work quant = {
-            op, p, work->ctx->table.quant_act[p->row->act], next, tile_tokens(work, p), gathered};
-        rl_parallel_for(work->ctx, rl_div_up(op->n_tokens, quant.tile), quantise_tile, &quant);
-        next += rl_round_up(p->act_bytes * op->n_tokens, 64);
+        p->gathered = (float *)(void *)(next + act_size(p));
+        next += act_size(p) + gathered_size(p);
     }
+    if (n_values < INLINE_VALUES)
+        rl_run_inline(n_tiles, quantise_tile, work);
+    else
+        rl_parallel_for(work->ctx, n_tiles, quantise_tile, work);
     return RL_OK;
 }
 
@@ -215,13 +235,13 @@ static void write_tile(const part *p, const row_group *g, int64_t first_token, i
 static void fused_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,
                         uint8_t *copy) {
     _Alignas(64) float tile[RL_MAX_TILE * RL_MAX_LANES];
-    int64_t n_tokens = work->op->n_tokens, step = tile_tokens(work, p);
+    int64_t n_tokens = p->n_tokens, step = p->tile;
     for (int64_t group = first; group < last; group++) {
         row_group g = take_group(p, group, copy);
         for (int64_t token = 0; token < n_tokens; token += step) {
             int n = (int)rl_min64(step, n_tokens - token);
             p->row->fused(g.data, g.row_bytes, p->n_units, p->acts + token * p->act_bytes, n, tile);
-            write_tile(p, &g, token, n, tile, work->op->add);
+            write_tile(p, &g, token, n, tile, work->add);
         }
     }
 }
@@ -229,7 +249,7 @@ static void fused_chunk(const matmul_work *work, const part *p, int64_t first, i
 static void panel_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,
                         uint8_t *copy, uint8_t *panels) {
     _Alignas(64) float tile[RL_MAX_TILE * RL_MAX_LANES];
-    int64_t n_tokens = work->op->n_tokens, step = tile_tokens(work, p);
+    int64_t n_tokens = p->n_tokens, step = p->tile;
     for (int64_t group = first; group < last; group++) {
         row_group g = take_group(p, group, copy);
         p->row->panel(g.data, g.row_bytes, p->n_units, panels + (group - first) * p->panel_bytes);
@@ -243,7 +263,7 @@ static void panel_chunk(const matmul_work *work, const part *p, int64_t first, i
                 g.skip = p->row->n_lanes - g.n;
             p->row->gemm(panels + (group - first) * p->panel_bytes, p->n_units,
                          p->acts + token * p->act_bytes, n, tile);
-            write_tile(p, &g, token, n, tile, work->op->add);
+            write_tile(p, &g, token, n, tile, work->add);
         }
     }
 }
@@ -255,14 +275,12 @@ static int64_t copy_bytes(const part *p) {
 
 static void run_chunk(void *arg, int64_t chunk, int thread) {
     const matmul_work *work = arg;
-    int i = work->op->n_outputs - 1;
-    while (work->parts[i].first_chunk > chunk) i--;
-    const part *p = &work->parts[i];
-    int64_t first = (chunk - p->first_chunk) * p->groups_per_chunk;
+    const part *p = part_of(work, work->first_chunk, chunk);
+    int64_t first = (chunk - work->first_chunk[p - work->parts]) * p->groups_per_chunk;
     int64_t last = rl_min64(p->n_groups, first + p->groups_per_chunk);
     uint8_t *copy = work->ctx->private[thread].data;
     uint8_t *panels = copy + copy_bytes(p);
-    if (work->fused)
+    if (p->fused)
         fused_chunk(work, p, first, last, copy);
     else
         panel_chunk(work, p, first, last, copy, panels);
@@ -271,10 +289,10 @@ static void run_chunk(void *arg, int64_t chunk, int thread) {
 /* Every thread's scratch: a padded copy of a group of rows, and the panels of a chunk. */
 static rl_status reserve_private(matmul_work *work) {
     int64_t most = 0;
-    for (int i = 0; i < work->op->n_outputs; i++) {
+    for (int64_t i = 0; i < work->n_parts; i++) {
         const part *p = &work->parts[i];
         int64_t bytes = copy_bytes(p);
-        if (!work->fused) bytes += p->groups_per_chunk * p->panel_bytes;
+        if (!p->fused) bytes += p->groups_per_chunk * p->panel_bytes;
         most = rl_max64(most, bytes);
     }
     for (int t = 0; t < work->ctx->n_threads; t++)
@@ -282,26 +300,44 @@ static rl_status reserve_private(matmul_work *work) {
     return RL_OK;
 }
 
-rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
-    matmul_work work = {.ctx = ctx, .op = op};
-    int64_t n_weights = 0;
-    work.fused = 1;
-    for (int i = 0; i < op->n_outputs; i++)
-        if (op->n_tokens > FUSED_TILES * kernels_of(&ctx->table, op->w[i]->format)->max_tile)
-            work.fused = 0;
-    for (int i = 0; i < op->n_outputs; i++) {
+static rl_status reserve_parts(matmul_work *work) {
+    size_t n = (size_t)work->n_parts;
+    void *memory = rl_arena_get(&work->ctx->parts, n * (sizeof(part) + 2 * sizeof(int64_t)));
+    if (memory == NULL) return RL_NO_MEMORY;
+    work->parts = memory;
+    work->first_chunk = (int64_t *)(void *)(work->parts + n);
+    work->first_tile = work->first_chunk + n;
+    return RL_OK;
+}
+
+rl_status rl_products(rl_ctx *ctx, const rl_product *products, int64_t n_products, int add) {
+    matmul_work work = {.ctx = ctx, .n_parts = n_products, .add = add};
+    int64_t n_chunks = 0, n_multiplies = 0;
+    if (reserve_parts(&work) != RL_OK) return RL_NO_MEMORY;
+    for (int64_t i = 0; i < n_products; i++) {
         part *p = &work.parts[i];
-        plan_part(p, &work, i);
-        p->first_chunk = work.n_chunks;
-        work.n_chunks += rl_div_up(p->n_groups, p->groups_per_chunk);
-        n_weights += p->w->n_rows * p->w->n_cols;
+        plan_part(p, &work, &products[i]);
+        work.first_chunk[i] = n_chunks;
+        n_chunks += rl_div_up(p->n_groups, p->groups_per_chunk);
+        n_multiplies += p->w->n_rows * p->w->n_cols * p->n_tokens;
     }
     rl_status status = prepare_activations(&work);
     if (status == RL_OK) status = reserve_private(&work);
     if (status != RL_OK) return status;
-    if (n_weights * op->n_tokens < RL_INLINE_WORK)
-        rl_run_inline(work.n_chunks, run_chunk, &work);
+    if (n_multiplies < RL_INLINE_WORK)
+        rl_run_inline(n_chunks, run_chunk, &work);
     else
-        rl_parallel_for(ctx, work.n_chunks, run_chunk, &work);
+        rl_parallel_for(ctx, n_chunks, run_chunk, &work);
     return RL_OK;
+}
+
+rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) {
+    rl_product products[RL_MAX_OUTPUTS];
+    for (int i = 0; i < op->n_outputs; i++) {
+        const rl_weight *w = op->w[i];
+        int64_t x_stride = op->x_stride ? op->x_stride : w->n_cols;
+        int64_t out_stride = op->out_stride[i] ? op->out_stride[i] : w->n_rows;
+        products[i] = (rl_product){w, op->x, op->out[i], x_stride, out_stride, op->n_tokens};
+    }
+    return rl_products(ctx, products, op->n_outputs, op->add);
 }

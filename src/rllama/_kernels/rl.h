@@ -91,6 +91,29 @@ typedef enum {
 rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values,
                  rl_activation activation);
 
+#define RL_MAX_EXPERTS 1024
+
+/* The feed-forward experts of a layer and their router; biases may be NULL. */
+typedef struct {
+    const rl_weight *router;                         /* [E, D] */
+    const float *router_bias;                        /* [E] */
+    const rl_weight *gate, *up, *down;               /* E of each: [F, D], [F, D], [D, F] */
+    const float **gate_bias, **up_bias, **down_bias; /* E of each: [F], [F], [D] */
+    int64_t n_experts, n_used, dim, ffn_dim;
+    rl_activation activation;
+    int normalise; /* the weights of the chosen ones add up to 1, else those of all do */
+} rl_experts;
+
+typedef struct {
+    const float *x; /* [T, D] */
+    float *into;    /* [T, D] */
+    int64_t n_tokens;
+    const rl_experts *experts;
+} rl_moe_op;
+
+/* into += the weighted outputs of the experts that the router chooses for each token */
+rl_status rl_moe(rl_ctx *ctx, const rl_moe_op *op);
+
 /* x[i] *= factor */
 rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values);
 

@@ -52,6 +52,25 @@ cdef extern from "rl.h" nogil:
         RL_SWIGLU_CLAMPED
     rl_status rl_glu(rl_ctx *ctx, float *gate, const float *up, int64_t n_values,
                      rl_activation activation) noexcept
+    enum: RL_MAX_EXPERTS
+    ctypedef struct rl_experts:
+        const rl_weight *router
+        const float *router_bias
+        const rl_weight *gate
+        const rl_weight *up
+        const rl_weight *down
+        const float **gate_bias
+        const float **up_bias
+        const float **down_bias
+        int64_t n_experts, n_used, dim, ffn_dim
+        rl_activation activation
+        int normalise
+    ctypedef struct rl_moe_op:
+        const float *x
+        float *into
+        int64_t n_tokens
+        const rl_experts *experts
+    rl_status rl_moe(rl_ctx *ctx, const rl_moe_op *op) noexcept
     rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values) noexcept
     rl_status rl_add_rows(rl_ctx *ctx, const float *x, int64_t x_rows, double factor, int64_t n_tokens,
                      int64_t n_cols, float *into) noexcept
