@@ -134,10 +134,30 @@ class ModelConfig:
                  f"norm_eps must lie between 0 and 1, not {self.norm_eps}")  # fmt: skip
         _require(math.isfinite(self.rope_theta) and self.rope_theta > 0,
                  f"rope_theta must be a positive number, not {self.rope_theta}")  # fmt: skip
+        self._check_kin()
         for token_id in (self.bos_token_id, *self.eos_token_ids):
             _require(token_id is None or 0 <= token_id < self.vocab_size,
                      f"special token id {token_id} is outside the vocabulary of "
                      f"{self.vocab_size}")  # fmt: skip
+
+    def _check_kin(self) -> None:
+        """The numbers that only some families have."""
+        n = self.n_rotated or self.head_dim
+        _require(0 < n <= self.head_dim and n % 2 == 0,
+                 f"n_rotated {n} must be even and at most the head's {self.head_dim}")  # fmt: skip
+        _require(len(self.windows) in (0, self.n_layers) and min(self.windows, default=0) >= 0,
+                 f"windows must have a number for each of {self.n_layers} layers")  # fmt: skip
+        scaling = self.rope_scaling
+        if scaling is None:
+            return
+        _require(scaling.factor > 0, f"a rope_scaling factor of {scaling.factor}")
+        _require(scaling.kind == "linear" or scaling.original_max_seq_len > 0,
+                 f"rope_scaling {scaling.kind!r} needs its original_max_seq_len")  # fmt: skip
+        _require(scaling.kind != "dynamic" or n > 2, f"too few pairs turn for {scaling.kind!r}")
+        _require(scaling.kind != "yarn" or self.rope_theta > 1, "yarn needs a rope_theta above 1")
+        if scaling.kind == "longrope":
+            for factors in (scaling.short_factors, scaling.long_factors):
+                _require(len(factors) == n // 2, f"longrope needs a factor for {n // 2} pairs")
 
     @property
     def shape_letters(self) -> dict[str, int]:

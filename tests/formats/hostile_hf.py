@@ -165,6 +165,8 @@ def _giant_index(folder: Path) -> Path:
 def _folders() -> Iterator[Case]:
     yield Case("S20", "single_and_index", _both, ConfigError, "disagree")
     yield Case("S20", "two_indexes", _two_indexes, ConfigError, "several indexes")
+    yield Case("S20", "two_indexes_one_of_files", _two_indexes_one_of_files, None)
+    yield Case("S20", "consolidated_twin", _consolidated_twin, None)
     yield Case("S20", "two_files", _two_files, ConfigError, "2 safetensors files and no index")
     yield Case("S20", "no_config", _no_config, ConfigError, "config.json")
     names = [name for name in HEADER if "embed" not in name]
@@ -223,6 +225,19 @@ def _both(folder: Path) -> Path:
 def _two_indexes(folder: Path) -> Path:
     place_index(folder, GOOD_INDEX)
     (folder / "model.fp16.safetensors.index.json").write_bytes(GOOD_INDEX)
+    return folder
+
+
+def _two_indexes_one_of_files(folder: Path) -> Path:
+    place_index(folder, GOOD_INDEX)
+    absent = json.dumps({"weight_map": {"model.norm.weight": "elsewhere.safetensors"}})
+    (folder / "model.fp16.safetensors.index.json").write_text(absent)
+    return folder
+
+
+def _consolidated_twin(folder: Path) -> Path:
+    place_weights(folder, GOOD)
+    (folder / "consolidated.safetensors").write_bytes(GOOD)
     return folder
 
 

@@ -7,7 +7,8 @@ import pytest
 from formats.writers import random_model, tiny_config
 from models.runner import views_of
 
-from rllama.errors import UnsupportedError
+from rllama.config import RopeScaling
+from rllama.errors import ConfigError, UnsupportedError
 from rllama.models import ALIASES, find
 from rllama.models.base import f16_copy_bytes, natural_kv_dtype
 from rllama.models.llama import Llama
@@ -45,3 +46,40 @@ def test_f16_copies_only_wide_float_matrices() -> None:
     assert f16_copy_bytes(VIEWS["embed"]) == VIEWS["embed"].n_bytes // 2
     assert f16_copy_bytes(VIEWS["final_norm"]) == 0
     assert f16_copy_bytes(halves["embed"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ({"n_rotated": 7}, "n_rotated 7"),
+        ({"n_rotated": 10}, "n_rotated 10"),
+        ({"windows": (4,)}, "windows must have"),
+        ({"windows": (4, -1)}, "windows must have"),
+        ({"rope_scaling": RopeScaling("yarn", 2.0)}, "'yarn' needs its original"),
+        ({"rope_scaling": RopeScaling("linear", 0.0)}, "factor of 0.0"),
+        ({"rope_scaling": RopeScaling("yarn", 2.0, 64), "rope_theta": 1.0}, "rope_theta above 1"),
+        ({"rope_scaling": RopeScaling("dynamic", 2.0, 64), "n_rotated": 2}, "too few pairs"),
+        ({"rope_scaling": RopeScaling("longrope", 2.0, 64, short_factors=(1.0,) * 4)}, "4 pairs"),
+    ],
+)
+def test_config_numbers_that_contradict_each_other_are_refused(
+    numbers: dict[str, object], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        tiny_config(**numbers)
+
+
+@pytest.mark.parametrize(
+    ("arch", "why"),
+    [("qwen3_next", "linear-attention"), ("granitemoehybrid", "recurrent"), ("mamba2", "recurrent"),
+     ("gemma3n_text", "share keys"), ("gemma4", "share keys"), ("bert", "encoder"),
+     ("siglip_vision_model", "images"), ("deepseek_v3", "latent"), ("Qwen2_5_VL", "images")],
+)  # fmt: skip
+def test_find_well_known_arch_that_is_not_here_says_why(arch: str, why: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"'{arch}'.*not in this version.*{why}"):
+        find(arch)
+
+
+def test_find_unknown_arch_tells_how_to_add_one() -> None:
+    with pytest.raises(UnsupportedError, match=r"docs/plugins\.md"):
+        find("xyzzy")

@@ -93,8 +93,6 @@ def _scaling(config: Fields, rope: Fields, trained: int, n_rotated: int) -> Rope
     if kind == "linear":
         return RopeScaling("linear", rope.number("factor"))
     if kind == "dynamic":
-        if n_rotated < 4:
-            raise config.fail("head_dim", "is too small for this scaling")
         return RopeScaling("dynamic", rope.number("factor"), trained)
     outer = config.whole("original_max_position_embeddings", 0, low=0)
     original = outer or rope.whole("original_max_position_embeddings", trained)

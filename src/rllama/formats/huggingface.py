@@ -108,7 +108,11 @@ def _choose(folder: str) -> tuple[str | None, str]:
     there = list_dir(folder)
     indexes = [name for name in there if name.endswith(_INDEX_ENDING)]
     files = [name for name in there if name.endswith(".safetensors")]
+    if "model.safetensors" in files:  # its twins under other names of tensors are not read
+        files = [name for name in files if not name.startswith("consolidated")]
     where = printable(folder)
+    if len(indexes) > 1:
+        indexes = [name for name in indexes if _is_complete(folder, name, there)] or indexes
     if len(indexes) > 1:
         raise ConfigError(f"{where}: several indexes: {', '.join(indexes)}; keep the one to use")
     if indexes:
@@ -125,6 +129,11 @@ def _choose(folder: str) -> tuple[str | None, str]:
             "the file to use"
         )
     return None, files[0]
+
+
+def _is_complete(folder: str, index: str, there: list[str]) -> bool:
+    """Whether all files of an index are in its folder."""
+    return set(_weight_map(os.path.join(folder, index)).values()) <= set(there)
 
 
 def _weight_map(index_path: str) -> dict[str, str]:
