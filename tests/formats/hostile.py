@@ -9,6 +9,8 @@ from pathlib import Path
 import hostile_config
 import hostile_gguf
 import hostile_gguf_model
+import hostile_gguf_split
+import hostile_gguf_types
 import hostile_hf
 import hostile_llama2c
 import hostile_safetensors
@@ -23,6 +25,8 @@ def all_cases() -> list[Case]:
     for module in (
         hostile_gguf,
         hostile_gguf_model,
+        hostile_gguf_split,
+        hostile_gguf_types,
         hostile_safetensors,
         hostile_hf,
         hostile_llama2c,

@@ -361,8 +361,8 @@ def _splits() -> Iterator[Case]:
             "G54",
             f"of_{count}",
             with_key("split.count", U32, count),
-            UnsupportedError,
-            "split over several",
+            ConfigError,
+            f"split.count: one of the {count} files",
         )
     yield edited(
         "G54", "of_2pow31", with_key("split.count", U32, 2**31), ConfigError, "split.count"

@@ -13,7 +13,7 @@ import pytest
 from writers import random_model, small_vocab, tiny_config, write_gguf, write_hf, write_llama2c
 
 from rllama.errors import ConfigError, FormatError, RllamaError
-from rllama.formats import gguf, open_checkpoint, tokenizer_source
+from rllama.formats import gguf_split, open_checkpoint, tokenizer_source
 from rllama.formats.cursor import Cursor
 from rllama.formats.mapped_file import MappedFile
 
@@ -159,14 +159,14 @@ def test_changed_while_reading_is_said(
     change: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_gguf(tmp_path / "m", CFG, MODEL, "F32", small_vocab(CFG.vocab_size))
-    parse = gguf.parse
+    parse = gguf_split.parse
 
     def parse_and_change(file: MappedFile) -> object:
         header = parse(file)
         change(path)
         return header
 
-    monkeypatch.setattr(gguf, "parse", parse_and_change)
+    monkeypatch.setattr(gguf_split, "parse", parse_and_change)
     with pytest.raises(FormatError, match="changed while it was being read"):
         open_checkpoint(path)
 

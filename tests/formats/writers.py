@@ -244,6 +244,29 @@ def write_gguf(
     return path
 
 
+def split_gguf(raw: RawGguf, n_pieces: int) -> dict[str, RawGguf]:
+    """A file cut into pieces of about as many tensors each, by the names that they go by."""
+    pieces: dict[str, RawGguf] = {}
+    bounds = [len(raw.tensors) * i // n_pieces for i in range(n_pieces + 1)]
+    for i in range(n_pieces):
+        numbers: dict[str, tuple[int, object]] = {
+            "split.no": (U16, i),
+            "split.count": (U16, n_pieces),
+            "split.tensors.count": (I32, len(raw.tensors)),
+        }
+        keys = {**raw.kvs, **numbers} if i == 0 else numbers
+        piece = RawGguf(keys, raw.tensors[bounds[i] : bounds[i + 1]])
+        pieces[f"tiny-{i + 1:05}-of-{n_pieces:05}.gguf"] = piece
+    return pieces
+
+
+def write_pieces(folder: Path, pieces: Mapping[str, RawGguf]) -> list[Path]:
+    """Write them all; their paths in order."""
+    for name, piece in pieces.items():
+        (folder / name).write_bytes(piece.to_bytes())
+    return [folder / name for name in pieces]
+
+
 # ---- Hugging Face ----
 
 _HF_NAMES = {

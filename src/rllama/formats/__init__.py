@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rllama.errors import ConfigError, FormatError, RllamaError
-from rllama.formats import gguf, huggingface, llama2c
+from rllama.formats import gguf, gguf_split, huggingface, llama2c
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import is_dir, is_file, list_dir, printable, stat_path
 from rllama.formats.hparams import FindArch
@@ -100,6 +100,7 @@ def _look_inside(folder: str) -> tuple[Reader, str]:
         if is_file(path) and stat_path(path).st_size:
             found += [(reader, path) for reader in READERS
                       if reader is not huggingface and _sniffs(reader, path)]  # fmt: skip
+    found = _without_later_pieces(found)
     where = printable(folder)
     if not found:
         raise FormatError(f"{where}: no weights in this folder; looked for {_LOOKED_FOR}")
@@ -110,6 +111,18 @@ def _look_inside(folder: str) -> tuple[Reader, str]:
         )
         raise ConfigError(f"{where}: several models in this folder ({choices}); name one of them")
     return found[0]
+
+
+def _without_later_pieces(found: list[tuple[Reader, str]]) -> list[tuple[Reader, str]]:
+    """Of a model in several GGUF files the first alone."""
+    paths = {path for _, path in found}
+
+    def is_later(path: str) -> bool:
+        folder, name = os.path.split(path)
+        first = os.path.join(folder, gguf_split.first_piece(name))
+        return first != path and first in paths
+
+    return [(reader, path) for reader, path in found if not is_later(path)]
 
 
 def _sniffs(reader: Reader, path: str) -> bool:

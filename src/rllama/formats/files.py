@@ -97,6 +97,18 @@ def open_regular(path: str) -> io.FileIO:
     return file
 
 
+def leaves_folder(path: str) -> bool:
+    """Whether a file is a link to one outside the folder it lies in.
+
+    Notes: the links of a download cache (snapshots/<id>/x -> ../../blobs/y) stay
+    """
+    real, home = os.path.realpath(path), os.path.realpath(os.path.dirname(path) or ".")
+    allowed = [home]
+    if os.path.basename(os.path.dirname(home)) == "snapshots":
+        allowed.append(os.path.join(os.path.dirname(os.path.dirname(home)), "blobs"))
+    return os.path.dirname(real) not in allowed
+
+
 def read_small(path: str, limit_bytes: int) -> bytes:
     """The whole of a small file. Raises FormatError if it is larger than the limit."""
     with open_regular(path) as file:

@@ -1,7 +1,8 @@
-"""GGUF: one file with numbers, tensors and vocabulary."""
+"""GGUF: numbers, tensors and vocabulary in one file, or in several that belong together."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from rllama.config import ModelConfig, TokenizerSource
@@ -11,7 +12,8 @@ from rllama.formats import names
 from rllama.formats.chat_templates import gguf_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.files import printable, read_head
-from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor, parse
+from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor
+from rllama.formats.gguf_split import open_pieces
 from rllama.formats.hparams import FindArch, require_arch
 from rllama.formats.hparams_gguf import gguf_config
 from rllama.formats.hparams_gguf_rope import Factors
@@ -35,30 +37,48 @@ def open(
     lenient: bool = False,
     find_arch: FindArch | None = None,
 ) -> Checkpoint:
-    """Open a GGUF file.
+    """Open a GGUF file, and the other files of its model where it is one of several.
 
     Notes:   lenient also accepts what holds no usable model (a vocabulary alone, tensor types and
              architectures that we cannot run): config is None then, for `rllama inspect`
-    Raises:  FormatError, UnsupportedError, ConfigError
+    Raises:  FormatError, UnsafeFileError, UnsupportedError, ConfigError
     """
     if param_path is not None:
         raise ConfigError(
             f"{printable(path)}: a GGUF file has its own numbers; leave out param_path"
         )
-    with MappedFile(path) as file:
-        header = parse(file)
-        is_listing = lenient and _cannot_run(header, find_arch)
-        if not is_listing:
-            _require_model(header)
-        views, extras = _views(file, header.tensors, lenient=is_listing)
-        factors = {} if is_listing else _rope_factors(file, header.tensors)
-        config = None if is_listing else _config(header, views, factors, find_arch)
-        if config is not None:
-            views = _with_gate_up(views, config.ffn_dim)
-        vocabulary, problem = _vocabulary(header)
-        metadata = _metadata(header)
+    with ExitStack() as stack:
+        pieces = open_pieces(path, stack)
+        checkpoint = _assemble(path, pieces, lenient, find_arch)
+        for piece in pieces:
+            piece.cursor.file.seal()
+        checkpoint.on_close = stack.pop_all().close
+    return checkpoint
+
+
+# A tensor and the file it lies in.
+_Placed = tuple[MappedFile, GgufTensor]
+
+
+def _assemble(
+    path: str, pieces: list[GgufHeader], lenient: bool, find_arch: FindArch | None
+) -> Checkpoint:
+    header = pieces[0]
+    tensors = [(piece.cursor.file, tensor) for piece in pieces for tensor in piece.tensors]
+    is_listing = lenient and _cannot_run(header, tensors, find_arch)
+    if not is_listing:
+        _require_model(header, tensors)
+    views, extras = _views(tensors, lenient=is_listing)
+    factors = {} if is_listing else _rope_factors(tensors)
+    config = None if is_listing else _config(header, views, factors, find_arch)
+    if config is not None:
+        views = _with_gate_up(views, config.ffn_dim)
+    vocabulary, problem = _vocabulary(header)
+    metadata = _metadata(header)
+    if len(pieces) > 1:
+        metadata["files"] = [piece.cursor.file.path for piece in pieces]
     return Checkpoint(
-        path, NAME, config, views, vocabulary, metadata, file.close, extras, names.GGUF,
+        path, NAME, config, views, vocabulary, metadata, None, extras, names.GGUF,
         gguf_chat(header), problem,
     )  # fmt: skip
 
@@ -71,19 +91,19 @@ def _vocabulary(header: GgufHeader) -> tuple[TokenizerSource | None, str]:
         return None, str(error)
 
 
-def _require_model(header: GgufHeader) -> None:
-    if not header.values and not header.tensors:
+def _require_model(header: GgufHeader, tensors: list[_Placed]) -> None:
+    if not header.values and not tensors:
         raise FormatError(f"{header.where}: no architecture: the file has no keys and no tensors")
-    if not header.tensors and n_tokens(header):
+    if not tensors and n_tokens(header):
         raise FormatError(
             f"{header.where}: a vocabulary without weights: a tokenizer, but not a model"
         )
-    if not header.tensors and "general.architecture" in header.values:
+    if not tensors and "general.architecture" in header.values:
         raise FormatError(f"{header.where}: the file has no tensors")
 
 
 def _views(
-    file: MappedFile, tensors: list[GgufTensor], *, lenient: bool
+    tensors: list[_Placed], *, lenient: bool
 ) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
     """Views under canonical names, and what has no such name; if lenient, or no type of ours.
 
@@ -91,7 +111,7 @@ def _views(
     """
     views: dict[str, TensorView] = {}
     extras: list[Extra] = []
-    for tensor in tensors:
+    for file, tensor in tensors:
         ours = names.canonical(names.GGUF, tensor.name)
         if tensor.name in names.GGUF_ROPE_FACTORS and not lenient:
             continue  # numbers: see _rope_factors
@@ -132,10 +152,10 @@ def _config(
     )  # fmt: skip
 
 
-def _rope_factors(file: MappedFile, tensors: list[GgufTensor]) -> Factors:
+def _rope_factors(tensors: list[_Placed]) -> Factors:
     """The values of the tensors that are numbers of the config. Raises FormatError."""
     found: dict[str, tuple[float, ...]] = {}
-    for tensor in tensors:
+    for file, tensor in tensors:
         if tensor.name not in names.GGUF_ROPE_FACTORS:
             continue
         where = f"{file.where}: tensor {tensor.name!r}"
@@ -158,15 +178,15 @@ def _with_gate_up(views: dict[str, TensorView], ffn_dim: int) -> dict[str, Tenso
     return renamed
 
 
-def _cannot_run(header: GgufHeader, find_arch: FindArch | None) -> bool:
+def _cannot_run(header: GgufHeader, tensors: list[_Placed], find_arch: FindArch | None) -> bool:
     arch = header.values.get("general.architecture")
-    if not header.tensors or not isinstance(arch, str):
+    if not tensors or not isinstance(arch, str):
         return True
     try:
         require_arch(arch, find_arch, header.where)
     except UnsupportedError:
         return True
-    return any(tensor.dtype is None for tensor in header.tensors)
+    return any(tensor.dtype is None for _, tensor in tensors)
 
 
 def _metadata(header: GgufHeader) -> dict[str, Any]:

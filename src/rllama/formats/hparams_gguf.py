@@ -79,11 +79,6 @@ def _gguf_arch(fields: Fields, find_arch: FindArch | None) -> str:
         raise fields.fail("general.architecture", "is missing: the file names no architecture")
     arch = fields.text("general.architecture")
     require_arch(arch, find_arch, fields.where)
-    if "split.count" in fields and fields.whole("split.count", low=0, high=65535) > 1:
-        raise UnsupportedError(
-            f"{fields.where}: split.count: a model split over several GGUF files is not supported; "
-            "merge the files into one"
-        )
     return arch
 
 

@@ -16,7 +16,7 @@ from rllama.formats import names
 from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
-from rllama.formats.files import is_dir, is_file, list_dir, printable
+from rllama.formats.files import is_dir, is_file, leaves_folder, list_dir, printable
 from rllama.formats.hparams import FindArch
 from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
@@ -148,21 +148,14 @@ def _weight_map(index_path: str) -> dict[str, str]:
 
 
 def _shard_path(folder: str, name: str, index: str) -> str:
-    """Where a shard lies. Raises UnsafeFileError if its name leads out of the folder.
-
-    Notes: the links of a download cache (snapshots/<id>/x -> ../../blobs/y) are followed
-    """
+    """Where a shard lies. Raises UnsafeFileError if its name leads out of the folder."""
     where = f"{printable(os.path.join(folder, index))}: weight_map names {ascii(name)[:120]}"
     if not name or name in (".", "..") or any(char in name for char in "/\\:\x00"):
         raise UnsafeFileError(f"{where}; only plain file names are followed")
     path = os.path.join(folder, name)
     if not os.path.lexists(path):
         raise FormatError(f"{where}, which is missing")
-    real, home = os.path.realpath(path), os.path.realpath(folder)
-    allowed = [home]
-    if os.path.basename(os.path.dirname(home)) == "snapshots":
-        allowed.append(os.path.join(os.path.dirname(os.path.dirname(home)), "blobs"))
-    if os.path.dirname(real) not in allowed:
+    if leaves_folder(path):
         raise UnsafeFileError(f"{where}, a link that leaves the folder")
     return path
 

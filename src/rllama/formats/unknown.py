@@ -12,7 +12,7 @@ _BEGINNINGS = (
     (b"algg", "an old llama.cpp file ('ggla'); convert it to GGUF"),
     (b"ggjt", "an old llama.cpp file ('ggjt'); convert it to GGUF"),
     (b"ggml", "an old llama.cpp file ('ggml'); convert it to GGUF"),
-    (b"FUGG", "a byte-swapped GGUF file"),
+    (b"FUGG", "a byte-swapped (big-endian) GGUF file; only little-endian ones are read"),
     (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint; this version does not read them"),
     (b"\x80\x02", "a Python pickle; this version does not read them"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself"),
