@@ -60,8 +60,9 @@ def plan_memory(
     _check_context(config, engine)
     work = _work_bytes(config, engine)
     per_page = _page_bytes(config, engine.page_len, kv_dtype)
-    # One context also has its rows of the table of rotations.
-    per_context_page = per_page + engine.page_len * config.head_dim * 4
+    # One context also has its rows of the tables of rotations.
+    n_tables = 1 if config.local_rope_theta is None else 2
+    per_context_page = per_page + n_tables * engine.page_len * config.head_dim * 4
     room = available.n_bytes - weights_bytes - work
     asked = engine.max_seq_len or config.max_seq_len
     fits = max(0, room // per_context_page) * engine.page_len

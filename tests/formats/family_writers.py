@@ -86,6 +86,7 @@ def write_family_gguf(
     interleaved: bool,
     keys: Mapping[str, tuple[int, object]],
     vectors: Mapping[str, list[float]],
+    kind: str = "F32",
 ) -> Path:
     """A GGUF of weights in Hugging Face's form; keys without the name of the architecture."""
     raw = raw_gguf(replace(cfg, arch="llama"), {})
@@ -95,8 +96,9 @@ def write_family_gguf(
     for key, value in keys.items():
         raw.kvs[key if key.startswith("general.") else f"{arch}.{key}"] = value
     for name, x in gguf_weights(cfg, tensors, interleaved=interleaved).items():
-        record = _named(name, _GGUF, "blk"), x.shape[::-1]
-        raw.tensors.append(RawTensor(*record, GGUF_TYPE_IDS["F32"], quantize("F32", x).tobytes()))
+        its = kind if x.ndim > 1 else "F32"
+        record = _named(name, _GGUF, "blk"), x.shape[::-1], GGUF_TYPE_IDS[its]
+        raw.tensors.append(RawTensor(*record, quantize(its, x).tobytes()))
     for name, values in vectors.items():
         data = np.array(values, dtype="<f4").tobytes()
         raw.tensors.append(RawTensor(name, (len(values),), GGUF_TYPE_IDS["F32"], data))

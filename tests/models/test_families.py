@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from formats.family_writers import hf_numbers, write_family_gguf, write_family_hf
-from models.families import FAMILIES, Family, random_family
+from formats.writers import Tensors
+from models.families import FAMILIES, FUSED, Family, random_family
 from models.runner import in_chunks, open_runner, relative_error, tokens
 from reference.ref_model import forward as ref_forward
 
@@ -27,15 +28,18 @@ def write_hf(folder: Path, family: Family, seed: int = 1) -> Path:
     return write_family_hf(folder, numbers, random_family(family, seed))
 
 
-def write_gguf(path: Path, family: Family, seed: int = 1) -> Path:
+def write_gguf(
+    path: Path, family: Family, tensors: Tensors | None = None, kind: str = "F32"
+) -> Path:
     return write_family_gguf(
         path,
         family.config,
-        random_family(family, seed),
+        tensors or random_family(family, 1),
         arch=family.gguf_arch or family.arch,
         interleaved=family.interleaved,
         keys={"rope.dimension_count": (4, family.config.head_dim), **family.gguf},
         vectors=family.vectors,
+        kind=kind,
     )
 
 
@@ -83,10 +87,12 @@ def test_family_gguf_is_read_as_its_numbers(name: str, tmp_path: Path) -> None:
 def test_family_of_hf_files_matches_reference(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     ids = tokens(family.config, N_TOKENS)[: family.config.max_seq_len]
-    want = reference(family, ids)
-    for size in (N_TOKENS, 7):
-        got = in_chunks(open_runner(write_hf(tmp_path / str(size), family), 256), ids, size)
-        assert relative_error(got, want) < BOUND, f"in pieces of {size}"
+    folder = write_hf(tmp_path / "hf", family)
+    whole = in_chunks(open_runner(folder, 256), ids, N_TOKENS)
+    assert relative_error(whole, reference(family, ids)) < BOUND
+    for size in (64, 7):
+        pieces = in_chunks(open_runner(folder, 256), ids, size)
+        np.testing.assert_array_equal(pieces, whole, err_msg=f"in pieces of {size}")
 
 
 @pytest.mark.parametrize("name", IN_GGUF)
@@ -103,6 +109,44 @@ def _older(name: str) -> str:
 
 def _newer(name: str) -> str:
     return name.replace("model.", "model.language_model.", 1)
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
+def test_family_of_matrices_in_one_is_that_of_matrices_apart(kind: str, tmp_path: Path) -> None:
+    family = FAMILIES["phi3"]
+    cfg, model = family.config, random_family(family, 1)
+    apart = {name: x for name, x in model.items() if not name.endswith(FUSED)}
+    q_rows, k_rows = cfg.n_heads * cfg.head_dim, cfg.n_kv_heads * cfg.head_dim
+    for i in range(cfg.n_layers):
+        qkv = np.split(model[f"layers.{i}.wqkv"], (q_rows, q_rows + k_rows))
+        both = np.split(model[f"layers.{i}.w_gate_up"], 2)
+        names = ("wq", "wk", "wv", "w_gate", "w_up")
+        apart |= {f"layers.{i}.{n}": x for n, x in zip(names, (*qkv, *both), strict=True)}
+    ids = tokens(cfg, 50)
+    one, other = (
+        in_chunks(open_runner(write_gguf(tmp_path / name, family, tensors, kind), 256), ids, 50)
+        for name, tensors in (("one", model), ("other", apart))
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+def _older(name: str) -> str:
+    return f"language_model.{name}"
+
+
+def _newer(name: str) -> str:
+    return name.replace("model.", "model.language_model.", 1)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F16"])
+@pytest.mark.parametrize("name", ["phi3", "gemma2", "qwen2"])
+def test_family_in_smaller_types_is_near_the_reference(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    family = FAMILIES[name]
+    ids = tokens(family.config, N_TOKENS)
+    got = in_chunks(open_runner(write_gguf(tmp_path / "m.gguf", family, kind=kind), 256), ids, 64)
+    assert relative_error(got, reference(family, ids)) < (8e-2 if kind == "Q8_0" else 5e-3)
 
 
 @pytest.mark.parametrize("rename", [_older, _newer])

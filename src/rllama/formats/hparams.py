@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rllama.config import GenerationDefaults, ModelConfig, SamplingParams
+from rllama.config import GenerationDefaults, ModelConfig, RopeScaling, SamplingParams
 from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats.fields import Fields
+
+log = logging.getLogger(__name__)
 
 FindArch = Callable[[str], object]  # raises UnsupportedError for a name that it does not know
 
@@ -43,6 +46,15 @@ def generation_defaults(values: Mapping[str, Any], where: str) -> GenerationDefa
         temperature=checked.temperature, top_k=checked.top_k, top_p=checked.top_p,
         min_p=checked.min_p, repetition_penalty=checked.repetition_penalty,
     )  # fmt: skip
+
+
+def before_growth(where: str, trained: int, scaling: RopeScaling) -> int:
+    """The context of a model whose queries grow beyond the original one, which no op does."""
+    context = min(trained, scaling.original_max_seq_len)
+    log.info(
+        "%s: the context ends at %d of %d, where queries begin to grow", where, context, trained
+    )
+    return context
 
 
 def head_dim_of(fields: Fields, key: str, dim: int, n_heads: int, dim_key: str) -> int:

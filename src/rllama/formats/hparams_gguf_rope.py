@@ -10,6 +10,7 @@ from rllama.config import RopeScaling
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
 from rllama.formats.gguf_families import GgufFamily
+from rllama.formats.hparams import before_growth
 from rllama.formats.names import GGUF_ROPE_FACTORS
 
 Factors = Mapping[str, tuple[float, ...]]
@@ -123,6 +124,5 @@ def _context(fields: Fields, arch: str, trained: int, scaling: RopeScaling | Non
     if scaling is None or scaling.kind != "yarn":
         return trained
     if fields.number_or(0.0, f"{arch}.attention.temperature_scale"):
-        # Queries grow from here on, which no op does; up to here they do not.
-        return min(trained, scaling.original_max_seq_len)
+        return before_growth(fields.where, trained, scaling)
     return int(max(trained, min(scaling.factor * scaling.original_max_seq_len, 2**31 - 1)))

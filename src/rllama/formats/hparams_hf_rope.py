@@ -8,6 +8,7 @@ from typing import Any
 from rllama.config import RopeScaling
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
+from rllama.formats.hparams import before_growth
 
 _KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope")
 _LAYER_KINDS = ("full_attention", "sliding_attention")
@@ -146,8 +147,7 @@ def _context(config: Fields, trained: int, scaling: RopeScaling | None, rope: Fi
     if scaling is None or rope is None:
         return trained
     if rope.number_or(0.0, "llama_4_scaling_beta"):
-        # Queries grow from here on, which no op does; up to here they do not.
-        return min(trained, scaling.original_max_seq_len)
+        return before_growth(rope.where, trained, scaling)
     if scaling.kind == "dynamic":
         stretched = scaling.factor * trained
     elif scaling.kind == "yarn":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import ClassVar, Literal
@@ -16,6 +17,8 @@ from rllama.dtypes import F16, F32
 from rllama.models.rope import rotation
 from rllama.models.table import PER_LAYER, T, expand, settled
 from rllama.tensor import View
+
+log = logging.getLogger(__name__)
 
 OnProgress = Callable[[int, int], None]  # bytes placed so far, bytes in all
 
@@ -106,6 +109,11 @@ class Decoder:
                 continue
             if local not in tables:
                 turn = rotation(cfg, max_seq_len, local=local)
+                if cfg.rope_scaling is not None and cfg.rope_scaling.kind in (
+                    "dynamic",
+                    "longrope",
+                ):
+                    log.info("rotations are those of a context of %d positions", max_seq_len)
                 tables[local] = self.backend.rope_table(
                     max_seq_len, turn.inv_freq, turn.factor, cfg.head_dim
                 )
