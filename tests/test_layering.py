@@ -18,7 +18,7 @@ FLOORS = {
     "models": 4,
     "loader": 5,
     "engine": 6,
-    "chat": 7, "llm": 7,
+    "chat": 7, "prompts": 7, "llm": 7,
     "server": 8, "cli": 8, "tools": 8,
     "__main__": 9, "__init__": 9,
 }  # fmt: skip
@@ -29,7 +29,7 @@ SAME_FLOOR = {
     ("quant", "errors"), ("quant", "dtypes"),
     ("cpu", "backend"), ("cpu", "threads"), ("backend", "cpu"),
     ("opencl", "backend"), ("backend", "opencl"),
-    ("llm", "chat"),
+    ("llm", "chat"), ("llm", "prompts"),
     ("cli", "server"), ("cli", "tools"),
     ("cli", "__init__"),  # `rllama --version`, and whose package this is
 }  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from numbers import Integral
-from typing import Any, Literal, TypeGuard, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from rllama.engine.stream import AsyncStream, OnPrefill, Stream
 from rllama.engine.worker import Worker
 from rllama.errors import ConfigError, RllamaError
 from rllama.loader import Loaded, StrPath, held_bytes, load
+from rllama.prompts import ManyPrompts, Prompt, ids_of, is_prompt
 from rllama.tokenizers.base import Tokenizer
 
 __all__ = [
@@ -31,9 +31,6 @@ __all__ = [
     "Stream",
     "TokenLogprob",
 ]
-
-Prompt = str | Sequence[int]
-ManyPrompts = list[str] | list[list[int]] | list[str | list[int]] | tuple[Prompt, ...]
 
 
 class LLM:
@@ -154,7 +151,7 @@ class LLM:
         finally:
             for box in outboxes:
                 box.close()
-        return done[0] if _is_prompt(prompts) else done
+        return done[0] if is_prompt(prompts) else done
 
     @overload
     async def agenerate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...
@@ -186,7 +183,7 @@ class LLM:
         finally:
             for box in outboxes:
                 box.close()
-        return done[0] if _is_prompt(prompts) else done
+        return done[0] if is_prompt(prompts) else done
 
     def stream(
         self,
@@ -298,7 +295,7 @@ class LLM:
         Shapes:  [T, V] f32
         Raises:  ConfigError, ContextFullError, EngineClosedError
         """
-        ids = _token_ids(token_ids)
+        ids = ids_of(token_ids)
         return self._worker.call(lambda engine: engine.logits(ids)).result()
 
     def tokenize(self, text: str, add_bos: bool | None = True) -> list[int]:
@@ -311,7 +308,7 @@ class LLM:
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids."""
-        return self._need_tokenizer().decode(_token_ids(token_ids))
+        return self._need_tokenizer().decode(ids_of(token_ids))
 
     def close(self) -> None:
         """Abort what runs, end the engine's thread, give the memory back. May be called twice."""
@@ -332,7 +329,7 @@ class LLM:
     def _requests(
         self, prompts: Prompt | ManyPrompts, params: SamplingParams | None
     ) -> list[Request]:
-        if _is_prompt(prompts):
+        if is_prompt(prompts):
             return [self._request(prompts, params)]
         if not isinstance(prompts, Sequence):
             raise ConfigError(f"prompts must be a text, token ids, or a list of them, not a "
@@ -350,7 +347,7 @@ class LLM:
     ) -> Request:
         if params is not None and not isinstance(params, SamplingParams):
             raise ConfigError(f"params must be SamplingParams, not {type(params).__name__}")
-        ids = self.tokenize(prompt, None) if isinstance(prompt, str) else _token_ids(prompt)
+        ids = self.tokenize(prompt, None) if isinstance(prompt, str) else ids_of(prompt)
         sampling = (params or SamplingParams()).resolved(self.config.generation)
         request = Request(tuple(ids), sampling, want_probability=with_probability)
         self._engine.prepare(request)  # what is wrong with it is said here, before anything runs
@@ -393,24 +390,6 @@ class LLM:
             error.exit_code = 1
             raise error
         return tokenizer
-
-
-def _is_prompt(prompts: object) -> TypeGuard[Prompt]:
-    """True for one prompt, False for a list of them; an empty list is a list of none."""
-    if isinstance(prompts, (str, np.ndarray)):
-        return True
-    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Integral)
-
-
-def _token_ids(ids: object) -> list[int]:
-    if not isinstance(ids, (Sequence, np.ndarray)) or isinstance(ids, (str, bytes)):
-        raise ConfigError(
-            f"a prompt must be a text or a list of token ids, not a {type(ids).__name__}"
-        )
-    for token_id in ids:
-        if not isinstance(token_id, Integral) or isinstance(token_id, bool):
-            raise ConfigError(f"a token id must be a whole number, not {token_id!r}")
-    return [int(token_id) for token_id in ids]
 
 
 def _count(name: str, value: int | None) -> int | None:
