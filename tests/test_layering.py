@@ -13,6 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "rllama"
 FLOORS = {
     "_kernels": 0, "_identity": 0,
     "errors": 1, "config": 1, "dtypes": 1, "tensor": 1, "batch": 1, "quant": 1, "cgroups": 1,
+    "kv_groups": 1,
     "backend": 2, "cpu": 2, "opencl": 2, "dist": 2, "memory": 2, "yardstick": 2, "threads": 2,
     "formats": 3, "tokenizers": 3,
     "models": 4,
@@ -25,7 +26,8 @@ FLOORS = {
 
 # Floor 1 is words only: they may build on each other, in one direction (no cycle, see below).
 SAME_FLOOR = {
-    ("config", "errors"), ("dtypes", "errors"), ("tensor", "errors"), ("tensor", "dtypes"),
+    ("config", "errors"), ("kv_groups", "config"),
+    ("dtypes", "errors"), ("tensor", "errors"), ("tensor", "dtypes"),
     ("quant", "errors"), ("quant", "dtypes"),
     ("cpu", "backend"), ("cpu", "threads"), ("backend", "cpu"),
     ("opencl", "backend"), ("backend", "opencl"),

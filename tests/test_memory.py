@@ -168,3 +168,36 @@ def test_plan_asked_pages_bound_the_context() -> None:
         plan(n_pages=3, max_seq_len=500)
     with pytest.raises(MemoryPlanError, match="cache of 2000000 pages"):
         plan(n_pages=2_000_000)
+
+
+# Gemma-like: five layers with a window for one that sees everything, and 32k positions.
+WINDOWED = tiny_config(max_seq_len=32768, n_layers=6, windows=(1024,) * 5 + (0,))
+
+
+def test_plan_window_costs_what_it_holds() -> None:
+    """One context: 512 pages in one layer, a window and a step of 512 tokens in the others."""
+    page = PAGE_BYTES // 2  # of one layer
+    made = plan(cfg=WINDOWED, max_seq_len=32768, n_pages=512)
+    one_window = (1024 + 62) // 64 + 1 + 512 // 64
+    assert made.cache_bytes == page * (512 + 5 * one_window)
+    assert made.page_bytes == 6 * page
+
+
+def test_plan_window_of_all_sequences_in_a_larger_cache() -> None:
+    made = plan(10 * GB, cfg=WINDOWED, max_seq_len=32768, max_seqs=3)
+    windows = 3 * ((1024 + 62) // 64 + 1) + 512 // 64
+    assert made.n_pages == 8 * 512
+    assert made.cache_bytes == PAGE_BYTES // 2 * (8 * 512 + 5 * windows)
+
+
+def test_plan_window_lets_a_longer_context_fit() -> None:
+    everything = replace(WINDOWED, windows=())
+    need = plan(cfg=WINDOWED, max_seq_len=32768, n_pages=512).cache_bytes
+    n_bytes = (1 << 20) + plan().work_bytes + need + 32768 * CFG.head_dim * 4 + (1 << 20)
+    assert plan(n_bytes, cfg=WINDOWED).max_seq_len == 32768
+    assert plan(n_bytes, cfg=everything).max_seq_len < 32768 // 3
+
+
+def test_plan_short_context_does_not_notice_a_wide_window() -> None:
+    short = replace(CFG, windows=(4096, 4096))
+    assert plan(cfg=short) == plan()

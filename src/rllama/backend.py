@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rllama.batch import Batch
 from rllama.config import Activation, RopeStyle
 from rllama.errors import UnsupportedError
+from rllama.kv_groups import KVGroup
 from rllama.tensor import View
 
 Buf = Any  # activations [T, width] f32, opaque to models: a core.Buf here, a device array there
@@ -57,28 +58,21 @@ class ScratchPool(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KVSpec:
-    """Size and type of a paged cache.
+    """Size and type of a paged cache; every layer is in one of the groups.
 
     Units: page_len positions; dtype "f16" or "f32"
     """
 
-    n_layers: int
+    groups: tuple[KVGroup, ...]
     n_kv_heads: int
     head_dim: int
     page_len: int
-    n_pages: int
     dtype: str
 
 
 class KVStore(Protocol):
     """Keys and values of every layer, in pages. Which page belongs to whom is not its concern."""
 
-    @property
-    def n_pages(self) -> int: ...
-    @property
-    def page_len(self) -> int: ...
-    @property
-    def bytes_per_page(self) -> int: ...
     def close(self) -> None: ...
 
 

@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 class Batch:
     """All tokens of one step, from any mix of sequences, prompt pieces and single decodes.
 
-    Shapes:  token_ids [T] i32, positions [T] i32, seq_start [B+1] i32, page_table [B, P] i32,
-             logit_rows [R] i32
+    Shapes:  token_ids [T] i32, positions [T] i32, seq_start [B+1] i32,
+             page_tables [groups, B, P] i32, logit_rows [R] i32
     Notes:   tokens seq_start[b] .. seq_start[b+1] belong to sequence b and have consecutive
-             positions; page_table[b, j] is the page of positions j*page_len .. ; entries that
-             are not needed are -1; logit_rows are the token indices whose logits are wanted
+             positions; page_tables[g, b, j] is the page of positions j*page_len .. in the g-th
+             group of layers; entries that are not needed are -1; logit_rows are the token indices
+             whose logits are wanted
     """
 
     token_ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     seq_start: NDArray[np.int32]
-    page_table: NDArray[np.int32]
+    page_tables: NDArray[np.int32]
     logit_rows: NDArray[np.int32]
 
     @property

@@ -145,7 +145,8 @@ class ModelConfig:
         n = self.n_rotated or self.head_dim
         _require(0 < n <= self.head_dim and n % 2 == 0,
                  f"n_rotated {n} must be even and at most the head's {self.head_dim}")  # fmt: skip
-        _require(len(self.windows) in (0, self.n_layers) and min(self.windows, default=0) >= 0,
+        _require(len(self.windows) in (0, self.n_layers)
+                 and all(type(w) is int and 0 <= w < 2**31 for w in self.windows),
                  f"windows must have a number for each of {self.n_layers} layers")  # fmt: skip
         scaling = self.rope_scaling
         if scaling is None:
@@ -158,6 +159,10 @@ class ModelConfig:
         if scaling.kind == "longrope":
             for factors in (scaling.short_factors, scaling.long_factors):
                 _require(len(factors) == n // 2, f"longrope needs a factor for {n // 2} pairs")
+
+    def window(self, layer: int) -> int:
+        """How many positions a token of a layer sees, its own among them; 0 is all of them."""
+        return self.windows[layer] if self.windows else 0
 
     @property
     def shape_letters(self) -> dict[str, int]:

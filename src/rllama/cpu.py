@@ -181,7 +181,8 @@ class CpuBackend(core.Context):
     def kv_store(self, spec: KVSpec) -> core.KVStore:
         if spec.page_len != core.PAGE_LEN:
             raise ConfigError(f"the CPU cache has pages of {core.PAGE_LEN}, not {spec.page_len}")
-        return core.KVStore(spec.n_layers, spec.n_pages, spec.n_kv_heads, spec.head_dim, spec.dtype)
+        groups = [(group.layers, group.n_pages) for group in spec.groups]
+        return core.KVStore(groups, spec.n_kv_heads, spec.head_dim, spec.dtype)
 
     def logits(
         self,

@@ -120,7 +120,9 @@ class LLM:
             # A table that is no head: one row of it is read.
             embed = held_bytes({"embed": tensors["embed"]}, f16=self.loaded.f16)
             weights -= embed - embed // self.config.vocab_size
-        return weights + n_positions * plan.page_bytes / self.loaded.engine.page_len
+        cfg, position_bytes = self.config, plan.page_bytes / self.loaded.engine.page_len
+        seen = sum(min(n_positions, cfg.window(i) or n_positions) for i in range(cfg.n_layers))
+        return weights + seen * position_bytes / cfg.n_layers
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...

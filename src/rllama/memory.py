@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,7 @@ from typing import Literal
 from rllama.cgroups import own_groups, read_text
 from rllama.config import EngineConfig, ModelConfig
 from rllama.errors import ConfigError, MemoryPlanError
+from rllama.kv_groups import kv_groups
 
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number just below 2^63
 _POOL_CONTEXTS = 8  # full contexts that the default cache holds at most
@@ -32,13 +33,16 @@ class MemoryPlan:
     """What a model will take once it runs, settled before anything is allocated.
 
     Units:   bytes; max_seq_len in positions
-    Notes:   the cache is touched page by page, so a pool costs nothing until it is used
+    Notes:   page_bytes is a page in every layer; n_pages is the size of layers that see everything,
+             cache_bytes counts the smaller parts of those with a window; the cache is touched page
+             by page, so a pool costs nothing until it is used
     """
 
     weights_bytes: int
     work_bytes: int
     page_bytes: int
     n_pages: int
+    cache_bytes: int
     max_seq_len: int
     available: Available
 
@@ -58,27 +62,52 @@ def plan_memory(
     Raises:  MemoryPlanError, ConfigError
     """
     _check_context(config, engine)
+    page_len = engine.page_len
     work = _work_bytes(config, engine)
-    per_page = _page_bytes(config, engine.page_len, kv_dtype)
-    # One context also has its rows of the tables of rotations.
-    n_tables = 1 if config.local_rope_theta is None else 2
-    per_context_page = per_page + n_tables * engine.page_len * config.head_dim * 4
+    per_page = _page_bytes(config, page_len, kv_dtype)
+
+    def cache_bytes(n_pages: int, max_seq_len: int) -> int:
+        groups = kv_groups(config, engine, n_pages=n_pages, max_seq_len=max_seq_len)
+        return sum(len(g.layers) * g.n_pages for g in groups) * per_page // config.n_layers
+
+    def context_bytes(n_pages: int) -> int:
+        """One context, which also has its rows of the tables of rotations."""
+        n_tables = 1 if config.local_rope_theta is None else 2
+        n_positions = n_pages * page_len
+        return cache_bytes(n_pages, n_positions) + n_tables * n_positions * config.head_dim * 4
+
     room = available.n_bytes - weights_bytes - work
     asked = engine.max_seq_len or config.max_seq_len
-    fits = max(0, room // per_context_page) * engine.page_len
-    if fits < (asked if engine.max_seq_len else min(asked, engine.page_len)):
-        cache = _pages(asked, engine.page_len) * per_context_page
+    fits = page_len * _most(_pages(asked, page_len), lambda n: context_bytes(n) <= room)
+    if fits < (asked if engine.max_seq_len else min(asked, page_len)):
+        cache = context_bytes(_pages(asked, page_len))
         raise MemoryPlanError(
             f"not enough memory: {_gb(weights_bytes + work + cache)} needed (weights "
             f"{_gb(weights_bytes)}, cache of {asked} positions {_gb(cache)}, work {_gb(work)}), "
             f"{_gb(available.n_bytes)} there ({available.limit}); {_advice(fits)}"
         )
     max_seq_len = min(asked, fits)
-    one = _pages(max_seq_len, engine.page_len)
-    n_pages = max(one, min(_POOL_CONTEXTS * one, available.n_bytes // 4 // per_page))
     if engine.n_pages:
-        n_pages, max_seq_len = _asked_pages(engine, max_seq_len, room // per_page)
-    return MemoryPlan(weights_bytes, work, per_page, n_pages, max_seq_len, available)
+        fits = _most(engine.n_pages, lambda n: cache_bytes(n, max_seq_len) <= room)
+        n_pages, max_seq_len = _asked_pages(engine, max_seq_len, fits)
+    else:
+        one, quarter = _pages(max_seq_len, page_len), available.n_bytes // 4
+        n_pages = _most(_POOL_CONTEXTS * one, lambda n: cache_bytes(n, max_seq_len) <= quarter)
+        n_pages = max(one, n_pages)
+    cache = cache_bytes(n_pages, max_seq_len)
+    return MemoryPlan(weights_bytes, work, per_page, n_pages, cache, max_seq_len, available)
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to the limit that fits, where all below one that fits do; or 0."""
+    low, high = 0, limit + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def _check_context(config: ModelConfig, engine: EngineConfig) -> None:

@@ -37,25 +37,40 @@ def hash_row(state: int, n_rows: int) -> np.ndarray:
     return ((words >> np.uint64(40)).astype(np.float32) / np.float32(2**24) * 8).astype(np.float32)
 
 
-def true_row(tokens: Sequence[int], n_rows: int = VOCAB) -> np.ndarray:
+def true_row(
+    tokens: Sequence[int], n_rows: int = VOCAB, windows: Sequence[int] = (0,)
+) -> np.ndarray:
     """The logits after these tokens, computed without any cache."""
-    state = 0
-    for position, token in enumerate(tokens):
-        state = mix(state, cell(token, position))
-    return hash_row(state, n_rows)
+    values = list(tokens)
+    for window in windows:
+        cells = [cell(value, position) for position, value in enumerate(values)]
+        values = [seen_state(cells[: p + 1], window) for p in range(len(cells))]
+    return hash_row(values[-1], n_rows)
 
 
-def cell(token: int, position: int) -> int:
+def cell(value: int, position: int) -> int:
     """What the cache holds for a token: its 'key', turned by the position as RoPE does."""
-    return mix(token + 1, position)
+    return mix(value + 1, position)
+
+
+def seen_state(cells: Sequence[int], window: int) -> int:
+    """What a layer makes of the cells that the last token sees."""
+    state = 0
+    for value in cells[-window:] if window else cells:
+        state = mix(state, value)
+    return state
 
 
 class HashStore:
-    """A page per row, a value per position; garbage at first."""
+    """Per layer a page per row, a value per position; garbage at first."""
 
     def __init__(self, spec: KVSpec) -> None:
-        self.n_pages, self.page_len, self.bytes_per_page = spec.n_pages, spec.page_len, 8
-        self.cells = [[0xDEAD] * spec.page_len for _ in range(spec.n_pages)]
+        self.groups, self.page_len = spec.groups, spec.page_len
+        self.group_of = {layer: i for i, g in enumerate(spec.groups) for layer in g.layers}
+        self.cells = {
+            layer: [[0xDEAD] * spec.page_len for _ in range(spec.groups[i].n_pages)]
+            for layer, i in self.group_of.items()
+        }
         self.is_closed = False
 
     def close(self) -> None:
@@ -77,7 +92,7 @@ class HashBackend:
 
 
 class HashModel:
-    """Writes a cell per token into the cache, reads every cell back, and hashes them.
+    """Per layer: writes a cell per token into the cache, reads those seen back, and hashes them.
 
     Notes: raises `error` once if it is set; counts calls and tokens; `before` runs in each forward
     """
@@ -99,33 +114,41 @@ class HashModel:
         check_batch(batch, kv)
         rows = np.full((batch.n_tokens, self.cfg.vocab_size), np.nan, np.float32)
         for b in range(batch.n_seqs):
-            table = batch.page_table[b].tolist()
-            span = range(batch.seq_start[b], batch.seq_start[b + 1])
-            for t in span:
-                p = int(batch.positions[t])
-                kv.cells[table[p // kv.page_len]][p % kv.page_len] = cell(
-                    int(batch.token_ids[t]), p
-                )
-            for t in span:
-                state = 0
-                for p in range(int(batch.positions[t]) + 1):
-                    state = mix(state, kv.cells[table[p // kv.page_len]][p % kv.page_len])
-                rows[t] = hash_row(state, self.cfg.vocab_size)
+            span = slice(batch.seq_start[b], batch.seq_start[b + 1])
+            values, positions = batch.token_ids[span].tolist(), batch.positions[span].tolist()
+            for layer in range(self.cfg.n_layers):
+                values = self.layer(layer, values, positions, batch.page_tables[:, b], kv)
+            rows[span] = [hash_row(value, self.cfg.vocab_size) for value in values]
         return rows[batch.logit_rows]
+
+    def layer(
+        self, layer: int, values: list[int], positions: list[int], tables: np.ndarray, kv: HashStore
+    ) -> list[int]:
+        """The values of some tokens of one sequence after a layer."""
+        n, cells, window = kv.page_len, kv.cells[layer], self.cfg.window(layer)
+        table = tables[kv.group_of[layer]].tolist()
+        for value, p in zip(values, positions, strict=True):
+            cells[table[p // n]][p % n] = cell(value, p)
+        first = max(0, positions[0] - window + 1) if window else 0
+        seen = [cells[table[p // n]][p % n] for p in range(first, positions[-1] + 1)]
+        return [seen_state(seen[: p + 1 - first], window) for p in positions]
 
 
 def check_batch(batch: Batch, kv: HashStore) -> None:
     """What every batch must be like."""
     assert batch.token_ids.dtype == batch.positions.dtype == np.int32
-    assert batch.seq_start.dtype == batch.page_table.dtype == batch.logit_rows.dtype == np.int32
+    assert batch.seq_start.dtype == batch.page_tables.dtype == batch.logit_rows.dtype == np.int32
     assert len(batch.token_ids) == len(batch.positions) == batch.seq_start[-1]
-    assert batch.page_table.shape[0] == batch.n_seqs
+    assert batch.page_tables.shape[:2] == (len(kv.groups), batch.n_seqs)
     assert np.all(np.diff(batch.seq_start) > 0)
     for b in range(batch.n_seqs):
         span = batch.positions[batch.seq_start[b] : batch.seq_start[b + 1]]
         assert np.all(np.diff(span) == 1)
-        needed = batch.page_table[b, : int(span[-1]) // kv.page_len + 1]
-        assert np.all((needed >= 0) & (needed < kv.n_pages))
+        for group, table in zip(kv.groups, batch.page_tables[:, b], strict=True):
+            first = group.first_seen(int(span[0])) // kv.page_len
+            needed = table[first : int(span[-1]) // kv.page_len + 1]
+            assert np.all((needed >= 0) & (needed < group.n_pages))
+            assert np.all(table[:first] == -1), "pages that nobody sees are held"
 
 
 class LetterTokenizer:

@@ -45,7 +45,7 @@ def test_engine_ends_after_max_new_tokens(make_engine: MakeEngine) -> None:
     assert ids_of(outputs) == greedy([1, 2, 3], 5)
     assert [o.finish_reason for o in outputs] == [None, None, None, None, "length"]
     assert seq.finish_reason == "length"
-    assert engine.kv.pool.n_available == 200
+    assert engine.kv.pools[0].n_available == 200
 
 
 def test_engine_ends_at_the_end_of_the_context(make_engine: MakeEngine) -> None:
@@ -240,7 +240,7 @@ def test_engine_failed_forward_ends_its_batch_only(make_engine: MakeEngine) -> N
     assert outputs[hit.id][-1].error is not None
     assert outputs[hit.id][-1].finish_reason == "abort"
     assert ids_of(outputs[spared.id]) == greedy([3, 4], 12)
-    assert engine.kv.pool.n_available == 200
+    assert engine.kv.pools[0].n_available == 200
     assert run(engine, [ask([1, 2])]) == [greedy([1, 2], 12)]
 
 
@@ -271,7 +271,7 @@ def test_engine_abort_frees_and_tells(make_engine: MakeEngine) -> None:
     outputs = drain(engine)
     assert [o.finish_reason for o in outputs[running.id]] == ["abort"]
     assert [o.finish_reason for o in outputs[waiting.id]] == ["abort"]
-    assert engine.kv.pool.n_available == 200
+    assert engine.kv.pools[0].n_available == 200
     assert not engine.has_work
 
 
@@ -292,7 +292,7 @@ def test_engine_logits_of_every_token(make_engine: MakeEngine, chunk: int) -> No
     assert rows.dtype == np.float32
     for i in range(30):
         assert np.array_equal(rows[i], true_row(ids[: i + 1]))
-    assert engine.kv.pool.n_available == 200
+    assert engine.kv.pools[0].n_available == 200
 
 
 def test_engine_logits_beside_running_sequences(make_engine: MakeEngine) -> None:
@@ -322,5 +322,5 @@ def test_engine_default_cache_holds_a_context(make_engine: MakeEngine) -> None:
     backend = HashBackend()
     Engine(HashModel(), None, EngineConfig(), backend).close()  # type: ignore[arg-type]
     (store,) = backend.stores
-    assert store.n_pages * store.page_len >= CONTEXT
+    assert store.groups[0].n_pages * store.page_len >= CONTEXT
     assert store.is_closed

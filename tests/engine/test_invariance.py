@@ -68,7 +68,7 @@ def test_invariance_under_preemption(make_engine: MakeEngine, n_pages: int) -> N
     engine = make_engine(n_pages=n_pages, max_seqs=10)
     assert run(engine, REQUESTS) == EXPECTED
     assert engine.scheduler.n_preempted > 0
-    assert engine.kv.pool.n_available == n_pages
+    assert engine.kv.pools[0].n_available == n_pages
 
 
 def test_invariance_arriving_one_by_one_with_aborts(make_engine: MakeEngine) -> None:
@@ -85,7 +85,7 @@ def test_invariance_arriving_one_by_one_with_aborts(make_engine: MakeEngine) -> 
     for seq_id, outputs in drain(engine).items():
         got.setdefault(seq_id, []).extend(ids_of(outputs))
     assert [got[seq.id] for seq in seqs] == EXPECTED
-    assert engine.kv.pool.n_available == 30
+    assert engine.kv.pools[0].n_available == 30
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,4 +106,4 @@ def test_invariance_any_order_and_size(
     engine = Engine(HashModel(), None, config, HashBackend())  # type: ignore[arg-type]
     got = run(engine, [REQUESTS[i] for i in order])
     assert got == [EXPECTED[i] for i in order]
-    assert engine.kv.pool.n_available == config.n_pages
+    assert engine.kv.pools[0].n_available == config.n_pages

@@ -193,7 +193,7 @@ def test_worker_dropped_outbox_aborts(make_worker: MakeWorker) -> None:
     gate.open()
     wait_until(lambda: not worker._engine.has_work)
     assert len(model.batch_tokens) <= 4
-    assert worker._engine.kv.pool.n_available == 200
+    assert worker._engine.kv.pools[0].n_available == 200
 
 
 def test_worker_abort_gives_the_last_output(make_worker: MakeWorker) -> None:
@@ -225,7 +225,7 @@ def test_worker_cancelled_task_aborts(make_worker: MakeWorker) -> None:
     asyncio.run(cancel_soon())
     gate.open()
     wait_until(lambda: not worker._engine.has_work)
-    assert worker._engine.kv.pool.n_available == 200
+    assert worker._engine.kv.pools[0].n_available == 200
 
 
 def test_worker_outlives_a_closed_event_loop(make_worker: MakeWorker) -> None:

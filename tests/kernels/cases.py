@@ -192,7 +192,7 @@ def step_of(
     page_table: NDArray[np.int32] | None = None,
     logit_rows: list[int] | None = None,
 ) -> core.Step:
-    """A step of one sequence, unless said otherwise."""
+    """A step of one sequence, unless said otherwise; one table is that of the only group."""
     n = len(positions)
     pages = page_table if page_table is not None else np.zeros((1, 1), dtype=np.int32)
     return core.Step(
@@ -200,7 +200,7 @@ def step_of(
             np.array(token_ids or [0] * n, dtype=np.int32),
             np.array(positions, dtype=np.int32),
             np.array(seq_start or [0, n], dtype=np.int32),
-            pages,
+            pages[np.newaxis] if pages.ndim == 2 else pages,
             np.array(logit_rows or [], dtype=np.int32),
         )
     )

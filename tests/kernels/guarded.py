@@ -113,7 +113,7 @@ def check_attend(isa: str, end: bool) -> None:
     for dtype in ("f16", "f32"):
         for head_dim in (1, 8, 20, 64):
             print(f"attend {dtype} d{head_dim} end={end}", flush=True)
-            kv = core.KVStore(1, 2, 1, head_dim, dtype)
+            kv = core.KVStore([((0,), 2)], 1, head_dim, dtype)
             pages = guarded(np.array([[1, 0]], dtype=np.int32), end=end)
             for n_heads in (1, 3):
                 sinks = guarded(random_x(1, n_heads, seed=9), end=end).view(np.uint8).reshape(-1)

@@ -91,7 +91,8 @@ def make_sequence(shape: Shape, n_positions: int, seed: int) -> Sequence:
 
 
 def make_store(shape: Shape, n_pages: int, n_layers: int = 1) -> core.KVStore:
-    return core.KVStore(n_layers, n_pages, shape.n_kv_heads, shape.head_dim, shape.dtype)
+    groups = [(tuple(range(n_layers)), n_pages)]
+    return core.KVStore(groups, shape.n_kv_heads, shape.head_dim, shape.dtype)
 
 
 def attend(ctx: core.Context, kv: core.KVStore, pieces: list[Piece], layer: int = 0) -> F32:

@@ -237,7 +237,7 @@ def test_cache_f16_rounds_every_kind_of_value(isa: str) -> None:
         [0.0, -0.0, 1.0, 1 + 2**-11, 1 + 3 * 2**-11, 65504.0, 65519.9, 65520.0, -1e9, 6e-8, 2.9e-8,
          3.1e-8, -6e-5, 6.1e-5, 1e-30, 1 / 3], dtype=np.float32,
     ).reshape(1, 16)  # fmt: skip
-    kv = core.KVStore(1, 1, 1, 16, "f16")
+    kv = core.KVStore([((0,), 1)], 1, 16, "f16")
     out, zero = core.Buf.zeros(1, 16), core.Buf.zeros(1, 16)
     spec = core.AttendSpec(0, 0.25, 0.0, 0, None)
     context(isa).attend(zero, zero, core.Buf(values), kv, spec, step_of([0]), out)

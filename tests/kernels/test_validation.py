@@ -23,9 +23,10 @@ def table(half: int = 4, max_seq_len: int = 64) -> core.RopeTable:
     return core.RopeTable(np.ones(half), max_seq_len)
 
 
-def store(**changes: int) -> core.KVStore:
-    sizes = {"n_layers": 2, "n_pages": 4, "n_kv_heads": 2, "head_dim": 8} | changes
-    return core.KVStore(*sizes.values(), "f16")
+def store(groups: list[tuple[tuple[int, ...], int]] | None = None, **sizes: int) -> core.KVStore:
+    """Two layers in four pages, unless said otherwise."""
+    sizes = {"n_kv_heads": 2, "head_dim": 8} | sizes
+    return core.KVStore([((0, 1), 4)] if groups is None else groups, *sizes.values(), "f16")
 
 
 def weight(n_rows: int = 5, n_cols: int = 32, fmt: str = "F32") -> core.Weight:
@@ -104,6 +105,7 @@ CALLS: dict[str, Callable[[], object]] = {
         spec=spec(window=3),
         step=step_of([65, 66], page_table=np.array([[-1, 0]], dtype=np.int32)),
     ),
+    "attend one table for two groups": lambda: attend(kv=store([((0,), 4), ((1,), 4)])),
     "attend wider window after a narrow one": lambda: twice(2, 3),
     "attend everything after a window": lambda: twice(2, 0),
     "attend table short": lambda: attend(step=step_of([63, 64])),
@@ -129,8 +131,12 @@ CALLS: dict[str, Callable[[], object]] = {
     "rope table empty": lambda: core.RopeTable(np.zeros(0), 4),
     "rope table length": lambda: core.RopeTable(np.ones(4), 0),
     "rope table head": lambda: core.RopeTable(np.ones(4), 4, 1.0, 6),
-    "store no pages": lambda: store(n_pages=0),
-    "store no layers": lambda: store(n_layers=-1),
+    "store no pages": lambda: store([((0,), 0)]),
+    "store no layers": lambda: store([((), 4)]),
+    "store no groups": lambda: store([]),
+    "store layer twice": lambda: store([((0, 1), 4), ((1,), 4)]),
+    "store layer left out": lambda: store([((0, 2), 4)]),
+    "store no heads": lambda: store(n_kv_heads=0),
 }
 
 
@@ -169,7 +175,7 @@ def test_validation_none_is_an_error_and_no_crash(call: Callable[[], object]) ->
 
 def test_validation_cache_type() -> None:
     with pytest.raises(ConfigError, match="cache type 'q8_0': this backend has f16 and f32"):
-        core.KVStore(1, 1, 1, 8, "q8_0")
+        core.KVStore([((0,), 1)], 1, 8, "q8_0")
 
 
 def test_validation_closed_cache() -> None:

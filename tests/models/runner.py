@@ -13,6 +13,7 @@ from rllama.batch import Batch
 from rllama.config import ModelConfig
 from rllama.cpu import CpuBackend
 from rllama.dtypes import dtype_by_name
+from rllama.kv_groups import KVGroup
 from rllama.loader import open_model
 from rllama.models import find
 from rllama.models.base import Decoder
@@ -47,7 +48,8 @@ class Runner:
         cfg = model.cfg
         self.model = model
         self.n_pages = n_pages
-        spec = KVSpec(cfg.n_layers, cfg.n_kv_heads, cfg.head_dim, PAGE, n_pages, model.kv_dtype)
+        group = KVGroup(tuple(range(cfg.n_layers)), 0, n_pages)
+        spec = KVSpec((group,), cfg.n_kv_heads, cfg.head_dim, PAGE, model.kv_dtype)
         self.kv: KVStore = model.backend.kv_store(spec)
 
     def run(self, pieces: list[tuple[list[int], int, list[int]]]) -> np.ndarray:
@@ -58,7 +60,7 @@ class Runner:
         table = np.full((len(pieces), max(len(pages) for _, _, pages in pieces)), -1)
         for row, (_, _, pages) in zip(table, pieces, strict=True):
             row[: len(pages)] = pages
-        arrays = (token_ids, positions, seq_start, table, range(len(token_ids)))
+        arrays = (token_ids, positions, seq_start, [table], range(len(token_ids)))
         batch = Batch(*(np.array(array, dtype=np.int32) for array in arrays))
         return np.array(self.model.forward(batch, self.kv))
 

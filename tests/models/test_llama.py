@@ -103,6 +103,6 @@ def test_llama_only_wanted_rows_get_logits() -> None:
     views = views_of(random_model(cfg, seed=3), "F32")
     runner, ids = make(cfg, views), tokens(cfg, 9)
     everything = runner.run([(ids, 0, [0])])
-    batch = Batch(*(np.array(a, dtype=np.int32) for a in (ids, range(9), [0, 9], [[0]], [3, 8])))
+    batch = Batch(*(np.array(a, dtype=np.int32) for a in (ids, range(9), [0, 9], [[[0]]], [3, 8])))
     some = np.array(runner.model.forward(batch, runner.kv))
     np.testing.assert_array_equal(some, everything[[3, 8]])

@@ -12,9 +12,12 @@ from rllama._kernels.rl cimport *
 
 import numpy as np
 
-from rllama.errors import BackendError, ConfigError, ShapeError
+from rllama.errors import BackendError, ConfigError, ShapeError, UnsupportedError
 
 PAGE_LEN = RL_PAGE_LEN
+
+cdef enum:
+    MAX_GROUPS = 16  # of layers that see equally far; models have one, two or three
 
 
 def isa_levels():
@@ -269,22 +272,23 @@ cdef class Step:
     """The arrays of a Batch, checked once, as pointers for every op of the step."""
 
     cdef const int32_t[::1] token_ids, positions, seq_start, logit_rows
-    cdef const int32_t[:, ::1] page_table
+    cdef const int32_t[:, :, ::1] page_tables
     cdef readonly int64_t n_tokens, n_seqs, n_logits
-    cdef int64_t pages_per_seq
+    cdef int64_t n_groups, pages_per_seq
     cdef int32_t max_id, max_position
     cdef uintptr_t checked_kv
-    cdef int64_t checked_window  # the widest that all pages are there for
+    cdef int64_t checked_window[MAX_GROUPS]  # the widest that all pages are there for
 
     def __init__(self, batch):
         self.token_ids = batch.token_ids
         self.positions = batch.positions
         self.seq_start = batch.seq_start
-        self.page_table = batch.page_table
+        self.page_tables = batch.page_tables
         self.logit_rows = batch.logit_rows
         self.n_tokens = self.token_ids.shape[0]
         self.n_seqs = self.seq_start.shape[0] - 1
-        self.pages_per_seq = self.page_table.shape[1]
+        self.n_groups = self.page_tables.shape[0]
+        self.pages_per_seq = self.page_tables.shape[2]
         self.n_logits = self.logit_rows.shape[0]
         self._check()
 
@@ -293,8 +297,8 @@ cdef class Step:
         if self.n_tokens < 1 or self.n_seqs < 1 or self.positions.shape[0] != self.n_tokens:
             raise ShapeError(f"batch: {self.n_tokens} tokens, {self.positions.shape[0]} positions, "
                              f"{self.n_seqs} sequences")
-        if self.page_table.shape[0] != self.n_seqs or self.pages_per_seq < 1:
-            raise ShapeError(f"batch: page table of {self.page_table.shape[0]} rows for "
+        if self.page_tables.shape[1] != self.n_seqs or self.pages_per_seq < 1:
+            raise ShapeError(f"batch: page tables of {self.page_tables.shape[1]} rows for "
                              f"{self.n_seqs} sequences")
         if self.seq_start[0] != 0 or self.seq_start[self.n_seqs] != self.n_tokens:
             raise ShapeError("batch: seq_start must run from 0 to the number of tokens")
@@ -317,12 +321,19 @@ cdef class Step:
                 raise ShapeError(f"batch: logit row {self.logit_rows[t]} of {self.n_tokens} tokens")
         return 0
 
-    cdef int check_pages(self, KVStore kv, int64_t window) except -1:
+    cdef int check_pages(self, KVStore kv, int32_t group, int64_t window) except -1:
         """Every page that a query sees is one of the store; pages before its window may be -1."""
-        cdef int64_t b, j, first, last
+        cdef int64_t b, j, first, last, page, n_pages = kv.groups[group].n_pages
+        if self.checked_kv != <uintptr_t>kv.groups[0]:
+            if self.n_groups != kv.n_groups:
+                raise ShapeError(f"batch: {self.n_groups} page tables for a cache of "
+                                 f"{kv.n_groups} groups")
+            self.checked_kv = <uintptr_t>kv.groups[0]
+            for j in range(MAX_GROUPS):
+                self.checked_window[j] = 0
         if window == 0:
             window = INT64_MAX
-        if self.checked_kv == <uintptr_t>kv.c and window <= self.checked_window:
+        if window <= self.checked_window[group]:
             return 0
         for b in range(self.n_seqs):
             first = max(0, self.positions[self.seq_start[b]] - window + 1) // RL_PAGE_LEN
@@ -330,10 +341,10 @@ cdef class Step:
             if last >= self.pages_per_seq:
                 raise ShapeError(f"batch: sequence {b} has no page for its last position")
             for j in range(first, last + 1):
-                if not 0 <= self.page_table[b, j] < kv.c.n_pages:
-                    raise ShapeError(f"batch: page {self.page_table[b, j]} of {kv.c.n_pages}")
-        self.checked_kv = <uintptr_t>kv.c
-        self.checked_window = window
+                page = self.page_tables[group, b, j]
+                if not 0 <= page < n_pages:
+                    raise ShapeError(f"batch: page {page} of {n_pages}")
+        self.checked_window[group] = window
         return 0
 
 
@@ -382,31 +393,55 @@ cdef class RopeTable:
 
 
 cdef class KVStore:
-    """Keys and values of every layer in pages; memory is taken as pages are first written."""
+    """Keys and values of every layer in pages; memory is taken as pages are first written.
 
-    cdef rl_kv *c
-    cdef readonly int64_t n_pages, page_len, bytes_per_page
+    `groups` are pairs of layers and a number of pages; every layer is in one of them.
+    """
 
-    def __cinit__(self, int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,
-                  str dtype):
+    cdef rl_kv *groups[MAX_GROUPS]
+    cdef readonly int64_t n_groups, n_layers, n_bytes
+    cdef int64_t n_kv_heads, head_dim
+    cdef int32_t[::1] group_of, index_of  # of a layer: its group, and which of its layers it is
+
+    def __cinit__(self, list groups, int64_t n_kv_heads, int64_t head_dim, str dtype):
         if dtype not in ("f16", "f32"):
             raise ConfigError(f"cache type {dtype!r}: this backend has f16 and f32")
-        if min(n_layers, n_pages, n_kv_heads, head_dim) < 1:
+        if len(groups) > MAX_GROUPS:
+            raise UnsupportedError(f"cache: {len(groups)} groups of layers that see equally far; "
+                                   f"this backend has up to {MAX_GROUPS}")
+        if min(len(groups), n_kv_heads, head_dim, *(min(len(g), n) for g, n in groups)) < 1:
             raise ShapeError("cache: every size must be at least 1")
-        self.c = rl_kv_new(n_layers, n_pages, n_kv_heads, head_dim,
-                           RL_KV_F32 if dtype == "f32" else RL_KV_F16)
-        if self.c == NULL:
+        self.n_layers = sum(len(layers) for layers, _ in groups)
+        if sorted(i for layers, _ in groups for i in layers) != list(range(self.n_layers)):
+            raise ShapeError("cache: every layer must be in one group")
+        self.n_kv_heads = n_kv_heads
+        self.head_dim = head_dim
+        self.group_of = np.empty(self.n_layers, dtype=np.int32)
+        self.index_of = np.empty(self.n_layers, dtype=np.int32)
+        for layers, n_pages in groups:
+            self.add_group(layers, n_pages, RL_KV_F32 if dtype == "f32" else RL_KV_F16)
+
+    cdef int add_group(self, layers, int64_t n_pages, int32_t kind) except -1:
+        cdef rl_kv *c = rl_kv_new(len(layers), n_pages, self.n_kv_heads, self.head_dim, kind)
+        if c == NULL:
             raise MemoryError(f"a cache of {n_pages} pages")
-        self.n_pages = n_pages
-        self.page_len = RL_PAGE_LEN
-        self.bytes_per_page = rl_kv_page_bytes(self.c)
+        for index, layer in enumerate(layers):
+            self.group_of[layer] = self.n_groups
+            self.index_of[layer] = index
+        self.groups[self.n_groups] = c
+        self.n_groups += 1
+        self.n_bytes += n_pages * rl_kv_page_bytes(c)
+        return 0
 
     def close(self):
-        rl_kv_free(self.c)
-        self.c = NULL
+        cdef int64_t i
+        for i in range(self.n_groups):
+            rl_kv_free(self.groups[i])
+            self.groups[i] = NULL
+        self.n_groups = 0
 
     def __dealloc__(self):
-        rl_kv_free(self.c)
+        self.close()
 
 
 cdef class Context:
@@ -653,41 +688,42 @@ cdef class Context:
         """Store k and v, then attend each query to the positions up to its own that it sees."""
         cdef rl_attend_op op
         cdef rl_status status
-        if kv.c == NULL:
+        if kv.n_groups == 0:
             raise BackendError("attend: the cache is closed")
-        cdef int64_t kv_dim = kv.c.n_kv_heads * kv.c.head_dim
-        if spec.layer >= kv.c.n_layers:
-            raise ShapeError(f"attend: layer {spec.layer} of {kv.c.n_layers}")
+        cdef int64_t kv_dim = kv.n_kv_heads * kv.head_dim
+        if spec.layer >= kv.n_layers:
+            raise ShapeError(f"attend: layer {spec.layer} of {kv.n_layers}")
+        cdef int32_t group = kv.group_of[spec.layer]
         if k.n_cols != kv_dim or v.n_cols != kv_dim or q.n_cols % kv_dim or out.n_cols != q.n_cols:
             raise ShapeError(f"attend: q {(q.n_rows, q.n_cols)} k {(k.n_rows, k.n_cols)} "
                              f"v {(v.n_rows, v.n_cols)} cache width {kv_dim}")
         if not (q.n_rows == k.n_rows == v.n_rows == out.n_rows == step.n_tokens):
             raise ShapeError(f"attend: rows {q.n_rows} {k.n_rows} {v.n_rows} {out.n_rows} for "
                              f"{step.n_tokens} tokens")
-        op.n_heads = q.n_cols // kv.c.head_dim
+        op.n_heads = q.n_cols // kv.head_dim
         op.sinks = NULL
         if spec.sinks is not None:
             if spec.sinks.c.n_cols != op.n_heads:
                 raise ShapeError(f"attend: {spec.sinks.c.n_cols} sinks for {op.n_heads} heads")
             op.sinks = <const float *>spec.sinks.c.data
-        step.check_pages(kv, spec.window)
+        step.check_pages(kv, group, spec.window)
         op.q = q.data
         op.k = k.data
         op.v = v.data
         op.out = out.data
         op.positions = &step.positions[0]
         op.seq_start = &step.seq_start[0]
-        op.page_table = &step.page_table[0, 0]
+        op.page_table = &step.page_tables[group, 0, 0]
         op.n_tokens = step.n_tokens
         op.n_seqs = step.n_seqs
         op.pages_per_seq = step.pages_per_seq
-        op.layer = spec.layer
+        op.layer = kv.index_of[spec.layer]
         op.scale = spec.scale
         op.softcap = spec.softcap
         op.window = spec.window
         self.enter()
         with nogil:
-            status = rl_attend(self.c, kv.c, &op)
+            status = rl_attend(self.c, kv.groups[group], &op)
         self.leave(status)
 
     def glu(self, Buf gate, Buf up, str activation="silu"):

@@ -22,7 +22,9 @@ class Assembler:
 
     def __init__(self, kv: KVCache) -> None:
         self._kv = kv
-        self._one = Batch(_i32([0]), _i32([0]), _i32([0, 1]), np.empty((1, 0), np.int32), _i32([0]))
+        self._one = Batch(
+            _i32([0]), _i32([0]), _i32([0, 1]), np.empty((1, 1, 0), np.int32), _i32([0])
+        )
 
     def build(self, plan: Plan, *, all_rows: bool = False) -> Batch:
         """The batch of a plan, with logits for each sequence whose last token is in it."""
@@ -42,16 +44,16 @@ class Assembler:
                 rows.append(len(token_ids) - 1)
         if all_rows:
             rows = list(range(len(token_ids)))
-        table = self._kv.page_table([seq for seq, _ in plan])
-        return Batch(_i32(token_ids), _i32(positions), _i32(seq_start), table, _i32(rows))
+        tables = self._kv.page_tables([seq for seq, _ in plan])
+        return Batch(_i32(token_ids), _i32(positions), _i32(seq_start), tables, _i32(rows))
 
     def _build_one(self, plan: Plan) -> Batch:
         seq, one = plan[0][0], self._one
         position = seq.n_computed
         one.token_ids[0] = seq.token_ids[position]
         one.positions[0] = position
-        table = self._kv.page_table([seq])
-        if table is not one.page_table:
-            one = Batch(one.token_ids, one.positions, one.seq_start, table, one.logit_rows)
+        tables = self._kv.page_tables([seq])
+        if tables is not one.page_tables:
+            one = Batch(one.token_ids, one.positions, one.seq_start, tables, one.logit_rows)
             self._one = one
         return one

@@ -58,6 +58,7 @@ class Engine:
                 eos_ids.add(tokenizer.eos_token_id)
             eos_ids.update(tokenizer.stop_token_ids)
         self._eos_ids = frozenset(eos_ids)
+        self._spec = spec
         self._store = backend.kv_store(spec)
         self._sampler = Sampler()
         self._is_closed = False
@@ -66,7 +67,12 @@ class Engine:
     def reset(self) -> None:
         """Forget every sequence and everything in the cache."""
         config = self.config
-        self.kv = KVCache(self._store, share_prefixes=config.share_prefixes)
+        self.kv = KVCache(
+            self._spec.groups,
+            self._spec.page_len,
+            max_step_tokens=config.max_batch_tokens,
+            share_prefixes=config.share_prefixes,
+        )
         self.scheduler = Scheduler(
             self.kv, max_batch_tokens=config.max_batch_tokens, max_seqs=config.max_seqs
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rllama.backend import KVSpec
 from rllama.config import EngineConfig, ModelConfig
 from rllama.errors import ConfigError
+from rllama.kv_groups import kv_groups
 
 DEFAULT_POSITIONS = 8192  # of the cache where n_pages is 0, unless one context needs more
 
@@ -40,5 +41,5 @@ def context_and_cache(config: EngineConfig, cfg: ModelConfig) -> tuple[int, KVSp
             )
         max_seq_len = n_pages * page_len
     dtype = "f16" if config.kv_dtype == "auto" else config.kv_dtype
-    spec = KVSpec(cfg.n_layers, cfg.n_kv_heads, cfg.head_dim, page_len, n_pages, dtype)
-    return max_seq_len, spec
+    groups = kv_groups(cfg, config, n_pages=n_pages, max_seq_len=max_seq_len)
+    return max_seq_len, KVSpec(groups, cfg.n_kv_heads, cfg.head_dim, page_len, dtype)

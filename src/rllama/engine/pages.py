@@ -70,26 +70,23 @@ class PagePool:
             else:
                 self._free.append(page)
 
-    def publish(self, page: int, parent: bytes, tokens: Sequence[int]) -> bytes:
-        """Make a full, held page findable; gives its chain hash.
+    def publish(self, page: int, own_hash: bytes, parent: bytes, tokens: Sequence[int]) -> None:
+        """Make a full, held page findable.
 
         Notes: where an equal page is known already this one stays private
         """
         assert len(tokens) == self.page_len
         assert self._n_holders[page] > 0
-        own_hash = chain_hash(parent, tokens)
         if own_hash not in self._by_hash and page not in self._content:
             self._by_hash[own_hash] = page
             self._content[page] = (own_hash, parent, tuple(tokens))
-        return own_hash
 
-    def find(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, bytes] | None:
-        """The page of these tokens after that parent, and its chain hash."""
-        own_hash = chain_hash(parent, tokens)
+    def find(self, own_hash: bytes, parent: bytes, tokens: Sequence[int]) -> int | None:
+        """The page of these tokens after that parent."""
         page = self._by_hash.get(own_hash)
         if page is None:
             return None
         _, known_parent, known_tokens = self._content[page]
         if known_parent != parent or known_tokens != tuple(tokens):
             return None
-        return page, own_hash
+        return page

@@ -65,7 +65,7 @@ class Sequence:
 
     Units:   times in seconds of time.perf_counter; 0.0 until it has happened
     Notes:   n_computed tokens have keys and values in the cache; token_ids is prompt plus output;
-             pages, chain and n_committed belong to engine/kv.py alone
+             chain belongs to engine/kv.py alone
     """
 
     request: Request
@@ -78,9 +78,7 @@ class Sequence:
     n_cached: int = 0  # prompt tokens that came from the prefix cache
     max_tokens: int = 0  # prompt plus output, never beyond the context
     last_step: int = 0  # the scheduler's count when it was last served
-    pages: list[int] = field(default_factory=list)
-    chain: bytes = b""  # hash of the first n_committed pages
-    n_committed: int = 0  # full pages that are published, counted from the first
+    chain: list[bytes] = field(default_factory=list)  # hashes of its beginnings, as far as known
     finish_reason: FinishReason | None = None
     submitted_s: float = field(default_factory=time.perf_counter)
     started_s: float = 0.0  # its first step

@@ -95,7 +95,7 @@ class Decoder:
             i,
             scale=cfg.head_dim**-0.5 if cfg.attn_scale is None else cfg.attn_scale,
             softcap=cfg.attn_softcap,
-            window=cfg.windows[i] if cfg.windows else 0,
+            window=cfg.window(i),
             sinks=self.layers[i].sinks,
         )
 
@@ -104,7 +104,7 @@ class Decoder:
         cfg = self.cfg
         tables: dict[bool, RopeTable] = {}
         for i, layer in enumerate(self.layers):
-            local = cfg.local_rope_theta is not None and bool(cfg.windows) and cfg.windows[i] > 0
+            local = cfg.local_rope_theta is not None and cfg.window(i) > 0
             if i in cfg.unrotated_layers:
                 continue
             if local not in tables:
