@@ -20,14 +20,16 @@ from common import bench_dir
 from numpy.typing import NDArray
 from shapes import SHAPES, Shape, tensors
 
-from rllama.dtypes import F32, DType, dtype_by_name
+from rllama.dtypes import DTYPES, F32, DType, dtype_by_name
 from rllama.errors import UnsupportedError
+from rllama.quant.noise import random_blocks
 
 Bytes = NDArray[np.uint8]
 Draw = Callable[[np.random.Generator, int, float], Bytes]
 
 _ALIGN = 32
 _CHUNK_VALUES = 1 << 22
+TYPES = tuple(dtype.name for dtype in DTYPES if dtype.gguf_id is not None)
 _KINDS = {int: 4, float: 6, str: 8}  # GGUF value types: u32, f32, string
 _I32, _ARRAY = 5, 9
 
@@ -73,7 +75,7 @@ def _draw_q4_0(rng: np.random.Generator, n: int, std: float) -> Bytes:
     return blocks.view(np.uint8)
 
 
-# A new type needs its row in rllama.dtypes and one function here.
+# Types that are drawn often have functions of their own, which are faster than the general one.
 DRAW: dict[str, Draw] = {
     "F32": _draw_f32,
     "F16": _draw_f16,
@@ -81,6 +83,12 @@ DRAW: dict[str, Draw] = {
     "Q8_0": _draw_q8_0,
     "Q4_0": _draw_q4_0,
 }
+
+
+def draw(name: str, rng: np.random.Generator, n: int, std: float) -> Bytes:
+    """n values of a type, as bytes."""
+    own = DRAW.get(name)
+    return random_blocks(name, rng, n, std) if own is None else own(rng, n, std)
 
 
 def vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
@@ -173,7 +181,7 @@ def tensor_chunks(
     rows_at_once = max(1, _CHUNK_VALUES // width)
     for row in range(0, n_rows, rows_at_once):
         n_values = min(rows_at_once, n_rows - row) * width
-        yield DRAW[dtype.name](rng, n_values, width**-0.5).data
+        yield draw(dtype.name, rng, n_values, width**-0.5).data
     yield memoryview(bytes(-dtype.n_bytes(dims) % _ALIGN))
 
 
@@ -187,10 +195,10 @@ def write_model(out: BinaryIO, shape: Shape, dtype: DType, seed: int) -> None:
 
 
 def type_for(shape: Shape, name: str) -> DType:
-    """The type by name. Raises UnsupportedError where nobody can draw it or rows do not fit."""
+    """The type by name. Raises UnsupportedError where no GGUF has it or rows do not fit."""
     dtype = dtype_by_name(name)
-    if dtype.name not in DRAW:
-        raise UnsupportedError(f"cannot make {dtype.name} yet; known: {', '.join(DRAW)}")
+    if dtype.gguf_id is None:
+        raise UnsupportedError(f"no GGUF holds {dtype.name}; known: {', '.join(TYPES)}")
     for tensor, dims in tensors(shape):
         if len(dims) == 2 and dims[1] % dtype.block_len:
             raise UnsupportedError(
@@ -222,7 +230,7 @@ def make(path: Path, shape: Shape, dtype: DType, seed: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("type", help=", ".join(DRAW))
+    parser.add_argument("type", help=", ".join(TYPES))
     parser.add_argument("-o", "--output", type=Path, help="default: the benchmark folder")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
