@@ -30,10 +30,11 @@ static float *run_matmul(rl_ctx *ctx, const test_weight *t, const float *x, int6
     return out;
 }
 
-static void check_row(const test_weight *t, const float *x, const float *got) {
+/* Formats without kernels of their own are multiplied as F32, with x as it is. */
+static void check_row(const rl_ctx *ctx, const test_weight *t, const float *x, const float *got) {
     int64_t n_cols = t->w.n_cols;
     double *seen = must_alloc((size_t)n_cols * sizeof(double));
-    if (t->w.format >= Q8_0)
+    if (t->w.format >= Q8_0 && rl_ctx_has_kernels(ctx, t->w.format))
         round_to_8_bits(x, n_cols, seen);
     else if (t->w.format == BF16 && strcmp(level, "avx512bf16") == 0)
         round_to_bf16(x, n_cols, seen);
@@ -59,7 +60,7 @@ static void check_matmul_size(rl_ctx *ctx, rl_ctx *threads, int format, int64_t 
     float *x = random_floats(37 * n_cols), *alone[37];
     for (int64_t i = 0; i < 37; i++) {
         alone[i] = run_matmul(ctx, &t, x + i * n_cols, 1);
-        check_row(&t, x + i * n_cols, alone[i]);
+        check_row(ctx, &t, x + i * n_cols, alone[i]);
     }
     for (int i = 0; i < (int)(sizeof tokens / sizeof tokens[0]); i++) {
         float *exact = must_alloc((size_t)(tokens[i] * n_cols) * sizeof(float));
@@ -89,6 +90,12 @@ static void check_matmul(rl_ctx *ctx, rl_ctx *threads) {
                     check_matmul_size(ctx, threads, format, rows[i], 32 * (j + 1));
         if (!is_short) check_matmul_size(ctx, threads, format, 515, 256); /* several chunks */
     }
+    for (int format = N_FORMATS; format < rl_format_count(); format++)
+        for (int i = is_short ? 3 : 0; i < (int)(sizeof rows / sizeof rows[0]); i += 4) {
+            int len = rl_format_block_len(format);
+            check_matmul_size(ctx, threads, format, rows[i], len);
+            if (!is_short) check_matmul_size(ctx, threads, format, rows[i], 3 * len);
+        }
 }
 
 /* Several weights that share x, and adding. */
@@ -171,6 +178,17 @@ static void check_embed(rl_ctx *ctx) {
             free(out);
             free_weight(&t);
         }
+    for (int format = N_FORMATS; format < rl_format_count(); format++) {
+        int64_t n_cols = 3 * rl_format_block_len(format);
+        test_weight t = make_weight(format, 1, n_cols);
+        float *out = must_alloc((size_t)n_cols * sizeof(float));
+        const int32_t id = 0;
+        check(rl_embed(ctx, &t.w, &id, 1, 0, out, n_cols) == RL_OK, "embed status", 0, 0, 0);
+        for (int64_t i = 0; i < n_cols; i++)
+            check(out[i] == (float)t.values[i], "embed", format, n_cols, i);
+        free(out);
+        free_weight(&t);
+    }
 }
 
 static void check_norm(rl_ctx *ctx, int64_t dim) {
@@ -448,6 +466,8 @@ static void check_level(void) {
 
 int main(int argc, char **argv) {
     is_short = argc > 1 && strcmp(argv[1], "short") == 0;
+    decoder = rl_ctx_new("scalar", 1);
+    check(decoder != NULL, "context of the decoder", 0, 0, 0);
     for (int i = 0; i < rl_isa_count(); i++) {
         level = rl_isa_name(i);
         n_checks = 0;
@@ -463,5 +483,6 @@ int main(int argc, char **argv) {
     check(best != NULL, "context of the best level", 0, 0, 0);
     printf("chosen: %s\n", rl_ctx_isa(best));
     rl_ctx_free(best);
+    rl_ctx_free(decoder);
     return 0;
 }
