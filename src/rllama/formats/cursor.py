@@ -149,3 +149,42 @@ class Cursor:
             data.decode()
         except UnicodeDecodeError as error:
             raise FormatError(f"{self.file.where}: {what} is not UTF-8: {error.reason}") from error
+
+
+class ByteCursor:
+    """Reads bytes that are already held from front to back, within bounds.
+
+    Raises:  FormatError where they end too early, from every method
+    """
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self.data = data
+        self.where = where
+        self.offset = 0
+
+    @property
+    def remaining(self) -> int:
+        """Bytes from here to the end."""
+        return len(self.data) - self.offset
+
+    def take(self, n_bytes: int, what: str) -> bytes:
+        """The next bytes."""
+        start, end = self.offset, self.offset + n_bytes
+        if n_bytes < 0 or end > len(self.data):
+            raise FormatError(
+                f"{self.where}: {what} at offset {start}: {n_bytes} bytes where {self.remaining} "
+                "are left"
+            )
+        self.offset = end
+        return self.data[start:end]
+
+    def unpack(self, layout: struct.Struct, what: str) -> tuple[Any, ...]:
+        """The next values of a `struct` layout."""
+        return layout.unpack(self.take(layout.size, what))
+
+    def line(self, limit_bytes: int, what: str) -> bytes:
+        """The bytes up to the next newline, which is stepped over."""
+        end = self.data.find(b"\n", self.offset, self.offset + limit_bytes)
+        if end < 0:
+            raise FormatError(f"{self.where}: {what} at offset {self.offset} does not end")
+        return self.take(end + 1 - self.offset, what)[:-1]
