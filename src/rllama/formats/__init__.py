@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rllama.errors import ConfigError, FormatError, RllamaError
-from rllama.formats import gguf, gguf_split, huggingface, llama2c
+from rllama.formats import gguf, gguf_split, huggingface, llama2c, meta_pth
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import is_dir, is_file, list_dir, printable, stat_path
 from rllama.formats.hparams import FindArch
@@ -24,7 +24,10 @@ __all__ = [
     "tokenizer_source",
 ]
 
-_LOOKED_FOR = "a GGUF file, *.safetensors (with config.json), a llama2.c .bin"
+_LOOKED_FOR = (
+    "a GGUF file, *.safetensors or pytorch_model*.bin (with config.json), consolidated.*.pth (with "
+    "params.json), a llama2.c .bin"
+)
 _MAX_LISTED = 2000
 
 
@@ -44,7 +47,8 @@ class Reader(Protocol):
     ) -> Checkpoint: ...
 
 
-READERS: tuple[Reader, ...] = (gguf, huggingface, llama2c)
+READERS: tuple[Reader, ...] = (gguf, huggingface, meta_pth, llama2c)
+_OF_FOLDERS: tuple[Reader, ...] = (huggingface, meta_pth)  # a folder as a whole may be theirs
 
 
 def open_checkpoint(
@@ -93,21 +97,21 @@ def _find_reader(path: str) -> tuple[Reader, str]:
 def _look_inside(folder: str) -> tuple[Reader, str]:
     """The one model in a folder. Raises FormatError if there is none, ConfigError if several."""
     found: list[tuple[Reader, str]] = []
-    if huggingface.sniff(folder):
-        found.append((huggingface, folder))
+    found += [(reader, folder) for reader in _OF_FOLDERS if reader.sniff(folder)]
     for name in list_dir(folder)[:_MAX_LISTED]:
         path = os.path.join(folder, name)
         if is_file(path) and stat_path(path).st_size:
-            found += [(reader, path) for reader in READERS
-                      if reader is not huggingface and _sniffs(reader, path)]  # fmt: skip
+            claimed = {reader.NAME for reader, whose in found if whose == folder}
+            found += [(reader, path) for reader in READERS if reader is not huggingface
+                      and reader.NAME not in claimed and _sniffs(reader, path)]  # fmt: skip
     found = _without_later_pieces(found)
     where = printable(folder)
     if not found:
         raise FormatError(f"{where}: no weights in this folder; looked for {_LOOKED_FOR}")
     if len(found) > 1:
         choices = ", ".join(
-            "safetensors" if path == folder else printable(os.path.basename(path))
-            for _, path in found[:8]
+            reader.NAME if path == folder else printable(os.path.basename(path))
+            for reader, path in found[:8]
         )
         raise ConfigError(f"{where}: several models in this folder ({choices}); name one of them")
     return found[0]

@@ -71,6 +71,21 @@ HF_POST_NORMED: Table = HF | {
     "model.layers.{i}.post_feedforward_layernorm.weight": "layers.{i}.post_ffn_norm",
 }
 
+META: Table = {
+    "tok_embeddings.weight": "embed",
+    "norm.weight": "final_norm",
+    "output.weight": "lm_head",
+    "layers.{i}.attention_norm.weight": "layers.{i}.attn_norm",
+    "layers.{i}.attention.wq.weight": "layers.{i}.wq",
+    "layers.{i}.attention.wk.weight": "layers.{i}.wk",
+    "layers.{i}.attention.wv.weight": "layers.{i}.wv",
+    "layers.{i}.attention.wo.weight": "layers.{i}.wo",
+    "layers.{i}.ffn_norm.weight": "layers.{i}.ffn_norm",
+    "layers.{i}.feed_forward.w1.weight": "layers.{i}.w_gate",
+    "layers.{i}.feed_forward.w2.weight": "layers.{i}.w_down",
+    "layers.{i}.feed_forward.w3.weight": "layers.{i}.w_up",
+}
+
 # The arrays of llama2.c files have no names in the file; these are the exporter's.
 LLAMA2C: Table = {
     "tok_embeddings": "embed",

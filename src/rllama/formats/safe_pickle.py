@@ -154,7 +154,7 @@ class _Reader:
         try:
             self.push(self.cursor.take(n_bytes, "text").decode("utf-8"))
         except UnicodeDecodeError:
-            raise self.fail("a text is not UTF-8")
+            raise self.fail("a text is not UTF-8") from None
 
     def long(self, n_bytes: int) -> None:
         if not 0 <= n_bytes <= _MAX_INT_BYTES:
@@ -201,7 +201,7 @@ class _Reader:
         try:
             self.named(*(line.decode("utf-8") for line in lines))
         except UnicodeDecodeError:
-            raise self.fail("the name of a global is not UTF-8")
+            raise self.fail("the name of a global is not UTF-8") from None
 
     def stack_global(self) -> None:
         name = self.pop()

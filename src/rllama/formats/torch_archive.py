@@ -64,10 +64,7 @@ def open_archive(path: str) -> TorchArchive:
     Raises:  FormatError, UnsupportedError for another byte order
     """
     archive: ZipArchive | FolderArchive
-    if is_dir(path):
-        archive = FolderArchive(path)
-    else:
-        archive = ZipArchive(path)
+    archive = FolderArchive(path) if is_dir(path) else ZipArchive(path)
     try:
         _check_byte_order(archive)
     except BaseException:

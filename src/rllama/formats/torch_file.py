@@ -183,10 +183,8 @@ def _gathered(data: memoryview, tensor: StoredTensor, where: str) -> memoryview:
 
 def _state_dict(tree: dict[str, Any], where: str) -> dict[str, StoredTensor]:
     """The tensors of a state dictionary, or of the one inside a training checkpoint."""
-    found = _tensors_of(tree)
-    for key in _STATE_KEYS:
-        if not found and type(tree.get(key)) is dict:
-            found = _tensors_of(tree[key])
+    inner = [tree[key] for key in _STATE_KEYS if type(tree.get(key)) is dict]
+    found = max((_tensors_of(part) for part in (tree, *inner)), key=len)
     if not found:
         raise FormatError(f"{where}: a torch file without tensors")
     names = [name.removeprefix(_COMPILED_PREFIX) for name in found]

@@ -236,7 +236,7 @@ class ZipFile:
         return Member(name, method, entry.crc32, entry.stored_bytes, entry.n_bytes, offset)
 
     def _check_descriptor(self, entry: _Entry, at: int, end: int, shown: str) -> None:
-        """The sizes once more, behind the payload: of 32 or 64 bits, with a signature or without."""
+        """The sizes once more, behind the payload: 32 or 64 bits wide, signed or not."""
         data = self.file.read(at, min(24, end - at), f"{shown}: data descriptor")
         numbers = (entry.crc32, entry.stored_bytes, entry.n_bytes)
         wide = struct.pack("<LQQ", *numbers)
