@@ -148,6 +148,7 @@ class ModelConfig:
         _require(len(self.windows) in (0, self.n_layers)
                  and all(type(w) is int and 0 <= w < 2**31 for w in self.windows),
                  f"windows must have a number for each of {self.n_layers} layers")  # fmt: skip
+        self._check_experts()
         scaling = self.rope_scaling
         if scaling is None:
             return
@@ -160,15 +161,23 @@ class ModelConfig:
             for factors in (scaling.short_factors, scaling.long_factors):
                 _require(len(factors) == n // 2, f"longrope needs a factor for {n // 2} pairs")
 
+    def _check_experts(self) -> None:
+        n = self.n_experts
+        if n:
+            _require(0 < n <= 1024, f"n_experts {n} is beyond any model (1024)")
+            _require(0 < self.n_experts_used <= n, f"{self.n_experts_used} of {n} experts used")
+            _require(0 < self.expert_ffn_dim < 2**31, "expert_ffn_dim must be at least 1")
+
     def window(self, layer: int) -> int:
         """How many positions a token of a layer sees, its own among them; 0 is all of them."""
         return self.windows[layer] if self.windows else 0
 
     @property
     def shape_letters(self) -> dict[str, int]:
-        """The letters of docs/architecture.md: D F H G d V L."""
+        """The letters of docs/architecture.md: D F H G d V L, and E X of experts."""
         return {"D": self.dim, "F": self.ffn_dim, "H": self.n_heads, "G": self.n_kv_heads,
-                "d": self.head_dim, "V": self.vocab_size, "L": self.n_layers}  # fmt: skip
+                "d": self.head_dim, "V": self.vocab_size, "L": self.n_layers,
+                "E": self.n_experts, "X": self.expert_ffn_dim}  # fmt: skip
 
     def sizes(self, spec: str) -> tuple[int, ...]:
         """The shape that a spec in letters ("H*d, D") has in this model."""

@@ -15,7 +15,7 @@ from rllama._kernels import core
 from rllama.backend import KVSpec, ScratchSpec
 from rllama.dtypes import DTYPES, F16, F32
 from rllama.errors import ConfigError, UnsupportedError
-from rllama.tensor import TensorView, View
+from rllama.tensor import MadeView, TensorView, View
 from rllama.threads import check_threads, openmp_runtimes, usable_threads
 
 log = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ class CpuBackend(core.Context):
 
     def place(self, view: View, *, f16: bool = False) -> core.AnyWeight:
         """A weight over the view's own bytes, as `place_whole` has it; pieces stay pieces."""
+        if isinstance(view, MadeView):
+            view = view.made()
         if isinstance(view, TensorView):
             return self.place_whole(view, f16=f16)
         parts = tuple(self.place_whole(part, f16=f16) for part in view.parts)

@@ -153,7 +153,9 @@ def _work_bytes(config: ModelConfig, engine: EngineConfig) -> int:
     per_token = 4 * (2 * config.dim + 2 * q_dim + 2 * kv_dim + 2 * config.ffn_dim)
     quantised = 2 * max(config.dim, q_dim, config.ffn_dim)
     logits = 4 * config.vocab_size * engine.max_seqs
-    return engine.max_batch_tokens * (per_token + quantised) + logits
+    per_pair = 4 * (2 * config.dim + 2 * config.expert_ffn_dim) if config.n_experts else 0
+    n_pairs = max(256, engine.max_batch_tokens)  # SLICE_PAIRS of _kernels/op_moe.c
+    return engine.max_batch_tokens * (per_token + quantised) + n_pairs * per_pair + logits
 
 
 def _gb(n_bytes: int) -> str:

@@ -1,7 +1,8 @@
-"""TensorView: bytes of one tensor, with type, shape and origin; JoinedView: pieces of a matrix."""
+"""TensorView: bytes of one tensor, with type, shape and origin; other ways to lie."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -122,4 +123,34 @@ class JoinedView:
         return replace(self, parts=tuple(cut))
 
 
-View = TensorView | JoinedView
+@dataclass(frozen=True, slots=True, eq=False)
+class MadeView:
+    """A tensor that is put together when it is placed: its file has its values in another order.
+
+    Notes:   `make` gives its bytes, anew each time
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    origin: str
+    make: Callable[[], NDArray[np.uint8]]
+
+    @property
+    def n_bytes(self) -> int:
+        return self.dtype.n_bytes(self.shape)
+
+    def made(self) -> TensorView:
+        """The tensor itself, in memory of its own."""
+        array = self.make()
+        return TensorView(array.reshape(-1).data, self.dtype, self.shape, self.origin)
+
+    def rows(self, first: int, last: int) -> TensorView:
+        """Rows first..last, of a tensor made for them."""
+        return self.made().rows(first, last)
+
+    def to_f32(self) -> NDArray[np.float32]:
+        """The values as a new f32 array of `shape`; float types only. Raises UnsupportedError."""
+        return self.made().to_f32()
+
+
+View = TensorView | JoinedView | MadeView

@@ -131,7 +131,7 @@ def _sizes() -> Iterator[Case]:
     yield from size("G52", "feed_forward_length", *bad)
     yield from size("G36", "attention.key_length", *bad, (U32, 7), (U32, 2048))
     for name in ("expert_count", "expert_used_count"):
-        yield edited("G42", name, with_key(f"llama.{name}", U32, 8), UnsupportedError, "experts")
+        yield edited("G42", name, with_key(f"llama.{name}", U32, 8), ConfigError, "of . experts")
     yield from size("G42", "expert_used_count", (U64, 2**31), (I32, -1))
 
 

@@ -112,6 +112,21 @@ CASES: dict[str, Case] = {
         },
     }),
     "smollm3": Case("SmolLM3Config", {"num_hidden_layers": 5}),
+    "mixtral": Case("MixtralConfig", {**_HEAD, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "mixtral_windows": Case("MixtralConfig", {
+        **_WINDOW, "num_local_experts": 3, "num_experts_per_tok": 3,
+    }),
+    "qwen3_moe": Case("Qwen3MoeConfig", {
+        **_HEAD, "num_experts": 9, "num_experts_per_tok": 4, "moe_intermediate_size": 24,
+    }),
+    "qwen3_moe_normed": Case("Qwen3MoeConfig", {
+        **_HEAD, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 56,
+        "norm_topk_prob": True, "tie_word_embeddings": True,
+    }),
+    "gpt_oss": Case("GptOssConfig", {
+        **_HEAD, **_WINDOW, "num_local_experts": 6, "num_experts_per_tok": 3,
+        "rope_parameters": {**_YARN, "truncate": False, "beta_fast": 32.0},
+    }),
     "olmo2": Case("Olmo2Config", {}),
     "olmo3": Case("Olmo3Config", {
         **_WINDOW, "rope_parameters": {
@@ -122,7 +137,8 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 FAST = ("llama_biases", "llama3", "mistral", "ministral3", "qwen2_windows", "qwen3", "granite",
-        "phi3_partial", "gemma2", "gemma3", "smollm3", "olmo2")  # fmt: skip
+        "phi3_partial", "gemma2", "gemma3", "smollm3", "olmo2", "mixtral", "qwen3_moe",
+        "gpt_oss")  # fmt: skip
 
 
 def random_hf_model(case: Case, seed: int) -> Any:
@@ -140,8 +156,10 @@ def random_hf_model(case: Case, seed: int) -> Any:
             noise = torch.randn(weight.shape, generator=draw)
             if "norm" in name:
                 weight += 0.2 * noise
-            elif weight.ndim == 1:
+            elif weight.ndim == 1 or name.endswith("_bias"):
                 weight.copy_(0.3 * noise)
+            elif weight.ndim == 3:
+                weight.copy_(2.0 * noise / max(weight.shape[1:]) ** 0.5)
             else:
                 weight.copy_(1.3 * noise / weight.shape[1] ** 0.5)
     return model

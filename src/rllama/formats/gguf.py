@@ -8,7 +8,7 @@ from typing import Any
 from rllama.config import ModelConfig, TokenizerSource
 from rllama.dtypes import F32, GGUF_TYPE_NAMES, dtype_by_gguf_id
 from rllama.errors import ConfigError, FormatError, UnsupportedError
-from rllama.formats import names
+from rllama.formats import experts, names
 from rllama.formats.chat_templates import gguf_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.files import printable, read_head
@@ -19,7 +19,7 @@ from rllama.formats.hparams_gguf import gguf_config
 from rllama.formats.hparams_gguf_rope import Factors
 from rllama.formats.mapped_file import MappedFile
 from rllama.formats.vocabulary import gguf_vocabulary, n_tokens, tokenizer_kind
-from rllama.tensor import TensorView
+from rllama.tensor import TensorView, View
 
 NAME = "GGUF"
 _LISTED = 16  # arrays up to this length are shown in the metadata
@@ -68,17 +68,19 @@ def _assemble(
     is_listing = lenient and _cannot_run(header, tensors, find_arch)
     if not is_listing:
         _require_model(header, tensors)
-    views, extras = _views(tensors, lenient=is_listing)
+    table = names.gguf_table(header.values.get("general.architecture"))
+    views, extras = _views(tensors, table, lenient=is_listing)
     factors = {} if is_listing else _rope_factors(tensors)
     config = None if is_listing else _config(header, views, factors, find_arch)
     if config is not None:
         views = _with_gate_up(views, config.ffn_dim)
+    found: dict[str, View] = dict(views) if is_listing else experts.split(views)
     vocabulary, problem = _vocabulary(header)
     metadata = _metadata(header)
     if len(pieces) > 1:
         metadata["files"] = [piece.cursor.file.path for piece in pieces]
     return Checkpoint(
-        path, NAME, config, views, vocabulary, metadata, None, extras, names.GGUF,
+        path, NAME, config, found, vocabulary, metadata, None, extras, table,
         gguf_chat(header), problem,
     )  # fmt: skip
 
@@ -103,7 +105,7 @@ def _require_model(header: GgufHeader, tensors: list[_Placed]) -> None:
 
 
 def _views(
-    tensors: list[_Placed], *, lenient: bool
+    tensors: list[_Placed], table: names.Table, *, lenient: bool
 ) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
     """Views under canonical names, and what has no such name; if lenient, or no type of ours.
 
@@ -112,7 +114,7 @@ def _views(
     views: dict[str, TensorView] = {}
     extras: list[Extra] = []
     for file, tensor in tensors:
-        ours = names.canonical(names.GGUF, tensor.name)
+        ours = names.canonical(table, tensor.name)
         if tensor.name in names.GGUF_ROPE_FACTORS and not lenient:
             continue  # numbers: see _rope_factors
         if ours is None or (tensor.dtype is None and lenient):

@@ -57,6 +57,16 @@ FAMILIES: dict[str, HfFamily] = {
         {"attention_bias": False, "sliding_window": 4096, "sliding_window_pattern": 4,
          "rope_theta": 5e5, "rope_local_base_freq": 5e5}
     ),
+    "mixtral": HfFamily({"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1e6}),
+    "qwen3_moe": HfFamily(
+        {**_NO_WINDOW, "attention_bias": False, "num_experts_per_tok": 8,
+         "norm_topk_prob": False, "moe_intermediate_size": 768}
+    ),
+    "gpt_oss": HfFamily(
+        {"attention_bias": True, "head_dim": 64, "sliding_window": 128,
+         "sliding_window_pattern": 2, "num_experts_per_tok": 4, "rope_theta": 150000.0},
+        activations={"silu": "swiglu_clamped"},
+    ),
     "gemma": HfFamily({**_GEMMA, **_NO_WINDOW, "hidden_act": "gelu_pytorch_tanh"},
                       norm_offset=1.0, scales_embedding=True, activations={"gelu": "gelu_tanh"}),
     "gemma2": HfFamily({**_GEMMA2, "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0,

@@ -17,6 +17,7 @@ from rllama.formats.hparams import (
     head_dim_of,
     require_arch,
 )
+from rllama.formats.hparams_experts import gguf_experts
 from rllama.formats.hparams_gguf_attention import attention_numbers
 from rllama.formats.hparams_gguf_rope import Factors, rope_numbers
 
@@ -50,7 +51,6 @@ def gguf_config(
     sizes = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count",
              "context_length", "attention.layer_norm_rms_epsilon")  # fmt: skip
     fields.require(*(key(name) for name in sizes))
-    _refuse_gguf_experts(fields, arch)
     _refuse_variants(fields, arch)
     n_layers = fields.whole(key("block_count"), high=4096)
     dim = fields.whole(key("embedding_length"))
@@ -58,7 +58,7 @@ def gguf_config(
     family = gguf_family(arch)
     attention = attention_numbers(fields, arch, family, n_layers, dim // n_heads)
     return build(
-        where, arch=arch, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
+        where, dim=dim, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads,
         head_dim=head_dim, vocab_size=vocab_size, tied_head=tied_head,
         ffn_dim=_per_layer(fields, key("feed_forward_length"), n_layers, None),
         **rope_numbers(fields, arch, family, head_dim, rope_factors or {},
@@ -66,7 +66,7 @@ def gguf_config(
         **attention,
         norm_eps=fields.number(key("attention.layer_norm_rms_epsilon"), high=1.0),
         rope_style=family.rope_style,
-        activation=family.activation,
+        activation=family.activation, **({"arch": arch} | gguf_experts(fields, arch)),
         **_scales(fields, arch, family, dim),
         **_special_ids(fields, n_tokens or vocab_size),
         name=fields.text("general.name", ""),
@@ -95,13 +95,6 @@ def _heads(fields: Fields, arch: str, n_layers: int, dim: int) -> tuple[int, int
             f"{fields.where}: {key('attention.value_length')} differs from key_length"
         )
     return n_heads, n_kv_heads, head_dim
-
-
-def _refuse_gguf_experts(fields: Fields, arch: str) -> None:
-    for name in ("expert_count", "expert_used_count"):
-        key = f"{arch}.{name}"
-        if fields.whole(key, 0, low=0) > 0:
-            raise UnsupportedError(f"{fields.where}: {key}: mixtures of experts are not supported")
 
 
 def _per_layer(fields: Fields, key: str, n_layers: int, default: int | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rllama.config import RopeScaling
@@ -41,6 +42,8 @@ def rope_numbers(
     trained = fields.whole(f"{arch}.context_length")
     theta = fields.number(key("freq_base"), 10000.0)
     scaling = _scaling(fields, arch, trained, n_rotated, factors)
+    if scaling is not None and not family.truncates_yarn:
+        scaling = replace(scaling, truncate=False)
     numbers: dict[str, Any] = {
         "rope_theta": theta,
         "rope_scaling": scaling,

@@ -20,6 +20,7 @@ from rllama.formats.hparams import (
     head_dim_of,
     require_arch,
 )
+from rllama.formats.hparams_experts import hf_experts
 from rllama.formats.hparams_hf_attention import attention_numbers
 from rllama.formats.hparams_hf_rope import rope_numbers
 
@@ -72,7 +73,7 @@ def hf_config(
         n_kv_heads=config.whole("num_key_value_heads", n_heads),
         vocab_size=vocab_size, norm_eps=config.number("rms_norm_eps", high=1.0), rope_style="half",
         **rope_numbers(config, head_dim), **attention_numbers(config, n_layers),
-        **_scales(config, family, dim, embed_dtype),
+        **_scales(config, family, dim, embed_dtype), **hf_experts(config),
         activation=_activation(config, family),
         tied_head=_hf_tied(config, "lm_head" in tensors),
         bos_token_id=config.token_id("bos_token_id", vocab_size),
@@ -113,6 +114,8 @@ def _refuse_variants(config: Fields) -> None:
     if "quantization_config" in config:
         method = config.values["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
+        if method == "mxfp4":  # of the experts, whose tensors tell
+            return
         raise UnsupportedError(
             f"{config.where}: quantization_config {shown(method)} is not supported"
         )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rllama.errors import ConfigError, FormatError, UnsafeFileError
-from rllama.formats import names
+from rllama.formats import experts, names
 from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
@@ -202,7 +202,8 @@ def _assemble(
     metadata |= {key: value for _, _, extra in shards for key, value in extra.items()}
     tokenizer, problem = tokenizer_beside(folder, numbers.vocab_size)
     return Checkpoint(
-        path, NAME, numbers, found, tokenizer, metadata, extras=extras, names=names.HF,
+        path, NAME, numbers, experts.split(found, turned=numbers.arch == "gpt_oss"), tokenizer,
+        metadata, extras=extras, names=names.HF,
         chat=folder_chat(folder),
         no_tokenizer=problem,
     )  # fmt: skip
@@ -222,6 +223,7 @@ def _views(
                 continue
             role = names.role(name)
             extras.append(Extra(name, entry.dtype, entry.shape, entry.n_bytes, role))
+        found |= experts.packed_views(file, entries, wanted)
         found |= views(file, entries, wanted)
     return found, tuple(extras)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from rllama.formats.names_experts import GGUF_EXPERTS, HF_EXPERTS
+
 Table = dict[str, str]
 
 GGUF: Table = {
@@ -32,7 +34,12 @@ GGUF: Table = {
     "blk.{i}.attn_k_norm.weight": "layers.{i}.k_norm",
     "blk.{i}.post_attention_norm.weight": "layers.{i}.post_attn_norm",
     "blk.{i}.post_ffw_norm.weight": "layers.{i}.post_ffn_norm",
+    "blk.{i}.attn_sinks.weight": "layers.{i}.sinks",
+    **GGUF_EXPERTS,
 }
+
+# What one architecture calls otherwise: its norm behind the attention is that of the feed-forward.
+GGUF_GPT_OSS: Table = GGUF | {"blk.{i}.post_attention_norm.weight": "layers.{i}.ffn_norm"}
 
 # Numbers that a GGUF keeps in tensors: what the period of every rotated pair is multiplied by.
 GGUF_ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
@@ -61,6 +68,8 @@ HF: Table = {
     "model.layers.{i}.mlp.gate_proj.bias": "layers.{i}.b_gate",
     "model.layers.{i}.mlp.up_proj.bias": "layers.{i}.b_up",
     "model.layers.{i}.mlp.down_proj.bias": "layers.{i}.b_down",
+    "model.layers.{i}.self_attn.sinks": "layers.{i}.sinks",
+    **HF_EXPERTS,
 }
 
 # Where a layer has a norm behind its feed-forward, the norm behind its attention has the name that
@@ -116,7 +125,7 @@ _ROLES = (
     (".bias", "biases"),
     ("norm.weight", "norms at this place"),
     ("_exps.weight", "experts"),
-    ("_inp.weight", "expert routers"),
+    ("_shexp.weight", "shared experts"),
 )
 
 _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,5})\.", re.ASCII)
@@ -124,17 +133,21 @@ _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,5})\.", re.ASCII)
 
 def canonical(table: Table, file_name: str) -> str | None:
     """Our name of a tensor, or None if the table does not know it."""
-    match = _LAYER.search(file_name)
-    if match is None:
-        return table.get(file_name) if "{" not in file_name else None
-    pattern = f"{file_name[: match.start()]}.{{i}}.{file_name[match.end() :]}"
+    if "{" in file_name:
+        return None
+    pattern, numbers = _pattern(file_name)
     found = table.get(pattern)
-    return None if found is None else found.replace("{i}", match.group(1))
+    return None if found is None else _filled(found, numbers)
 
 
 def hf_table(file_names: Iterable[str]) -> Table:
     """The rename table of a model in Hugging Face's layout, which its own tensors tell."""
     return HF_POST_NORMED if any("post_feedforward_layernorm" in n for n in file_names) else HF
+
+
+def gguf_table(arch: object) -> Table:
+    """The rename table of an architecture."""
+    return GGUF_GPT_OSS if arch == "gpt-oss" else GGUF
 
 
 def hf_text_name(file_name: str) -> str:
@@ -147,13 +160,29 @@ def hf_text_name(file_name: str) -> str:
 
 def in_file(table: Table, canonical_name: str) -> str:
     """The file family's name of one of our tensors."""
-    match = _LAYER.search(canonical_name)
-    index = "" if match is None else match.group(1)
-    pattern = _LAYER.sub(".{i}.", canonical_name, count=1)
+    pattern, numbers = _pattern(canonical_name)
     for theirs, ours in table.items():
         if ours == pattern:
-            return theirs.replace("{i}", index)
+            return _filled(theirs, numbers)
     return canonical_name
+
+
+def _pattern(name: str) -> tuple[str, list[str]]:
+    """A name with {i} for its first number and {e} for its second, and the numbers."""
+    numbers: list[str] = []
+    for place in ("{i}", "{e}"):
+        match = _LAYER.search(name)
+        if match is None:
+            break
+        numbers.append(match.group(1))
+        name = f"{name[: match.start()]}.{place}.{name[match.end() :]}"
+    return name, numbers
+
+
+def _filled(pattern: str, numbers: list[str]) -> str:
+    for place, number in zip(("{i}", "{e}"), numbers, strict=False):
+        pattern = pattern.replace(place, number)
+    return pattern
 
 
 def layer_index(canonical_name: str) -> int | None:

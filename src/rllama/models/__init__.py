@@ -27,6 +27,11 @@ ALIASES: dict[str, str] = {
     "gemma3_text": "kin:Gemma3",
     "olmo2": "kin:Olmo2",
     "olmo3": "kin:Olmo2",
+    "mixtral": "experts:Mixtral",
+    "qwen3_moe": "experts:Qwen3Moe",
+    "qwen3moe": "experts:Qwen3Moe",
+    "gpt_oss": "experts:GptOss",
+    "gpt-oss": "experts:GptOss",
 }
 
 # Names that are well known and not computed here -> why. Prefixes, the longest match counts.

@@ -15,7 +15,7 @@ from rllama.batch import Batch
 from rllama.config import ModelConfig
 from rllama.dtypes import F16, F32
 from rllama.models.rope import rotation
-from rllama.models.table import PER_LAYER, T, expand, settled
+from rllama.models.table import PER_EXPERT, PER_LAYER, T, expand, settled
 from rllama.tensor import View
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,11 @@ class Layer(SimpleNamespace):
     """What one layer runs with: its placed weights under their short names, how it turns, attends.
 
     Notes:   what only some models have is None in the others; `rope` None: no rotation; a vector
-             `sinks` goes into the attend_spec
+             `sinks` goes into the attend_spec; what there is one of for each expert is listed under
+             its short name in `of_experts`
     """
+
+    of_experts: dict[str, list[Weight]]
 
     attend_spec: AttendSpec
     rope: RopeTable | None = None
@@ -46,6 +49,7 @@ class Layer(SimpleNamespace):
     b_up: Weight | None = None
     b_down: Weight | None = None
     post_ffn_norm: Weight | None = None
+    b_router: Weight | None = None
 
 
 class Decoder:
@@ -75,7 +79,7 @@ class Decoder:
         self.cfg = cfg
         self.backend = backend
         self.kv_dtype: Literal["f32", "f16"] = natural_kv_dtype(tensors, f16=f16)
-        self.layers = [Layer() for _ in range(cfg.n_layers)]
+        self.layers = [Layer(of_experts={}) for _ in range(cfg.n_layers)]
         self._place(tensors, f16=f16, on_progress=on_progress)
         self._rotate(max_seq_len or cfg.max_seq_len)
         for i, layer in enumerate(self.layers):
@@ -126,7 +130,11 @@ class Decoder:
         for row, layer, name in expand(settled(self.TENSORS, tensors), self.cfg):
             home = self if layer is None else self.layers[layer]
             for short, view in self._pieces(row, tensors[name]):
-                setattr(home, short, self._placed(short, view, f16=f16))
+                placed = self._placed(short, view, f16=f16)
+                if isinstance(home, Layer) and short.startswith(PER_EXPERT):
+                    home.of_experts.setdefault(short.removeprefix(PER_EXPERT), []).append(placed)
+                else:
+                    setattr(home, short, placed)
             n_done += tensors[name].n_bytes
             if on_progress is not None:
                 on_progress(n_done, n_all)

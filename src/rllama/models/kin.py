@@ -8,7 +8,7 @@ from rllama.models.llama import Llama
 from rllama.models.table import T
 
 _QKV_BIASES = frozenset({"layers.{i}.bq", "layers.{i}.bk", "layers.{i}.bv"})
-_HEAD_NORMS = (T("layers.{i}.q_norm", "d"), T("layers.{i}.k_norm", "d"))
+HEAD_NORMS = (T("layers.{i}.q_norm", "d"), T("layers.{i}.k_norm", "d"))
 _POST_NORMS = (T("layers.{i}.post_attn_norm", "D"), T("layers.{i}.post_ffn_norm", "D"))
 _PRE_NORMS = frozenset({"layers.{i}.attn_norm", "layers.{i}.ffn_norm"})
 
@@ -30,7 +30,7 @@ class Qwen3(Llama):
     Source:  arXiv 2505.09388
     """
 
-    TENSORS = (*Llama.TENSORS, *_HEAD_NORMS)
+    TENSORS = (*Llama.TENSORS, *HEAD_NORMS)
 
 
 class Gemma2(Llama):
@@ -48,7 +48,7 @@ class Gemma3(Gemma2):
     Source:  arXiv 2503.19786
     """
 
-    TENSORS = (*Gemma2.TENSORS, *_HEAD_NORMS)
+    TENSORS = (*Gemma2.TENSORS, *HEAD_NORMS)
 
 
 class Olmo2(Llama):

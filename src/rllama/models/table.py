@@ -16,13 +16,15 @@ from rllama.tensor import View
 log = logging.getLogger(__name__)
 
 PER_LAYER = "layers.{i}."
+PER_EXPERT = "experts.{e}."
 
 
 @dataclass(frozen=True, slots=True)
 class T:
     """One row of a tensor table: canonical name and shape in config letters ("H*d, D").
 
-    Notes:   an optional row is in every layer of a file or in none; a row with parts is a matrix of
+    Notes:   a row of experts stands for as many tensors in each layer;
+             an optional row is in every layer of a file or in none; a row with parts is a matrix of
              several, one below the other ("H*d + G*d + G*d, D"), that files may have instead of
              the rows of these names
     """
@@ -37,7 +39,7 @@ def settled(table: tuple[T, ...], names: Container[str]) -> tuple[T, ...]:
     """The rows that a file with these tensors is to have: its way where there is a choice."""
 
     def is_there(row_name: str) -> bool:
-        return row_name.replace("{i}", "0") in names
+        return row_name.replace("{i}", "0").replace("{e}", "0") in names
 
     fused = [row for row in table if row.parts and is_there(row.name)]
     replaced = {part for row in fused for part in row.parts}
@@ -55,8 +57,11 @@ def expand(table: tuple[T, ...], cfg: ModelConfig) -> Iterator[tuple[T, int | No
     """
     for row in table:
         if row.name.startswith(PER_LAYER):
+            n_experts = cfg.n_experts if PER_EXPERT in row.name else 1
             for i in range(cfg.n_layers):
-                yield row, i, row.name.replace("{i}", str(i))
+                name = row.name.replace("{i}", str(i))
+                for e in range(n_experts):
+                    yield row, i, name.replace("{e}", str(e))
         elif row.name != "lm_head" or not cfg.tied_head:
             yield row, None, row.name
 
