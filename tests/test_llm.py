@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats.writers import random_model, small_vocab, tiny_config, write_gguf
+from formats.writers import random_model, raw_gguf, small_vocab, tiny_config, write_gguf
 from models.runner import float64_of, relative_error, views_of
 from reference.ref_model import forward as ref_forward
 
@@ -459,3 +459,24 @@ def test_step_bytes_are_weights_read_plus_cache(llm: LLM) -> None:
     per_position = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * 4
     assert llm.step_bytes(0) == weights
     assert llm.step_bytes(100) == weights + 100 * per_position
+
+
+def test_llm_with_a_window_plans_and_holds_less(tmp_path: Path) -> None:
+    """A file whose layers see 100 positions back: far smaller a cache, the same tokens each way."""
+    cfg = tiny_config(max_seq_len=4096, head_dim=16)
+    raw = raw_gguf(cfg, random_model(cfg, seed=1), vocab=small_vocab(cfg.vocab_size))
+    raw.kvs["llama.attention.sliding_window"] = (4, 100)
+    path = tmp_path / "windowed.gguf"
+    path.write_bytes(raw.to_bytes())
+    prompt, params = [5] * 700, SamplingParams(temperature=0, max_new_tokens=200, ignore_eos=True)
+    answers = []
+    for chunk in (64, 500):
+        with LLM(path, max_seq_len=4096, n_pages=64, max_batch_tokens=chunk) as llm:
+            plan, views = llm.loaded.plan, float64_of(llm.loaded.checkpoint.tensors)
+            assert llm.config.windows == (100, 100)
+            assert plan.cache_bytes < 64 * plan.page_bytes // 3
+            assert llm.step_bytes(4000) == llm.step_bytes(100)
+            answers.append(llm.generate(prompt, params).token_ids)
+            got = llm.logits(prompt[:150])
+            assert relative_error(got, ref_forward(llm.config, views, prompt[:150])) < 5e-6
+    assert answers[0] == answers[1]

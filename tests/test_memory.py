@@ -12,6 +12,7 @@ from formats.writers import tiny_config
 
 from rllama import memory
 from rllama.config import EngineConfig, ModelConfig
+from rllama.engine.limits import context_and_cache
 from rllama.errors import ConfigError, MemoryPlanError
 from rllama.memory import Available, MemoryPlan, plan_memory
 
@@ -201,3 +202,18 @@ def test_plan_window_lets_a_longer_context_fit() -> None:
 def test_plan_short_context_does_not_notice_a_wide_window() -> None:
     short = replace(CFG, windows=(4096, 4096))
     assert plan(cfg=short) == plan()
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{}, {"max_seq_len": 5000}, {"n_pages": 79, "max_seq_len": 5000}, {"n_pages": 80},
+     {"max_seqs": 2, "max_batch_tokens": 10}],
+    ids=str,
+)  # fmt: skip
+def test_plan_and_engine_agree_on_the_cache(engine: dict[str, int]) -> None:
+    made = plan(cfg=WINDOWED, **engine)
+    settled = EngineConfig(**engine | {"n_pages": made.n_pages, "max_seq_len": made.max_seq_len})
+    max_seq_len, spec = context_and_cache(settled, WINDOWED)
+    assert max_seq_len == made.max_seq_len
+    n_pages = sum(len(group.layers) * group.n_pages for group in spec.groups)
+    assert made.cache_bytes == n_pages * PAGE_BYTES // 2

@@ -218,7 +218,7 @@ def _log_load(loaded: Loaded, seconds: float) -> None:
     cfg, plan = loaded.cfg, loaded.plan
     log.info(
         "%s: %s of %d layers, width %d, %.1f MB of weights, context %d of %d, cache %s in %d "
-        "pages, ready in %.2f s",
+        "pages (%.1f MB), ready in %.2f s",
         loaded.checkpoint.path,
         cfg.arch,
         cfg.n_layers,
@@ -228,5 +228,6 @@ def _log_load(loaded: Loaded, seconds: float) -> None:
         cfg.max_seq_len,
         loaded.engine.kv_dtype,
         plan.n_pages,
+        plan.cache_bytes / 1e6,
         seconds,
     )
