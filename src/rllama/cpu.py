@@ -15,6 +15,8 @@ from rllama._kernels import core
 from rllama.backend import KVSpec, ScratchSpec
 from rllama.dtypes import DTYPES, F16, F32
 from rllama.errors import ConfigError, UnsupportedError
+from rllama.making import unpacked
+from rllama.packed import PackedView
 from rllama.tensor import MadeView, TensorView, View
 from rllama.threads import check_threads, openmp_runtimes, usable_threads
 
@@ -107,6 +109,8 @@ class CpuBackend(core.Context):
 
     def place(self, view: View, *, f16: bool = False) -> core.AnyWeight:
         """A weight over the view's own bytes, as `place_whole` has it; pieces stay pieces."""
+        if isinstance(view, PackedView):
+            view = unpacked(view, self)
         if isinstance(view, MadeView):
             view = view.made()
         if isinstance(view, TensorView):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from rllama.dtypes import BF16, DType
 from rllama.errors import ShapeError, UnsupportedError
+from rllama.packed import PackedView
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,4 +154,4 @@ class MadeView:
         return self.made().to_f32()
 
 
-View = TensorView | JoinedView | MadeView
+View = TensorView | JoinedView | MadeView | PackedView

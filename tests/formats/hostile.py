@@ -13,6 +13,7 @@ import hostile_gguf_split
 import hostile_gguf_types
 import hostile_hf
 import hostile_llama2c
+import hostile_packed
 import hostile_safetensors
 from hostile_case import Case
 
@@ -31,6 +32,7 @@ def all_cases() -> list[Case]:
         hostile_hf,
         hostile_llama2c,
         hostile_config,
+        hostile_packed,
     ):
         cases += module.cases()
     ids = [case.id for case in cases]
@@ -61,6 +63,10 @@ def seeds() -> Iterator[Seed]:
         good,
         hostile_safetensors.place_weights,
         8 + int.from_bytes(good[:8], "little"),
+    )
+    packed = hostile_packed.GOOD
+    yield Seed(
+        "gptq", packed, hostile_packed.place_packed, 8 + int.from_bytes(packed[:8], "little")
     )
     yield Seed("config", hostile_config.GOOD, hostile_config.place_config, 10**6)
     yield Seed("index", hostile_hf.GOOD_INDEX, hostile_hf.place_index, 10**6)

@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 from hostile import Case, Seed, all_cases, seeds
 
+from rllama.cpu import CpuBackend
 from rllama.errors import RllamaError
 from rllama.formats.checkpoint import Checkpoint
 from rllama.loader import open_model
+from rllama.making import unpacked
+from rllama.packed import PackedView
 
 CASES = all_cases()
 SEEDS = list(seeds())
+BACKEND = CpuBackend(n_threads=1)
 MAX_SECONDS = 3.0
 MAX_BYTES = 64 << 20
 N_MUTATIONS = 300
@@ -42,10 +46,15 @@ def bounds() -> Iterator[None]:
 
 
 def assert_usable(checkpoint: Checkpoint) -> None:
-    """What opened must also be readable to its last byte."""
-    for view in checkpoint.tensors.values():
-        assert np.frombuffer(view.data, np.uint8).max(initial=0) >= 0
-    checkpoint.close()
+    """What opened must also be readable to its last byte, and packed matrices must unpack."""
+    try:
+        for view in checkpoint.tensors.values():
+            if isinstance(view, PackedView):
+                unpacked(view, BACKEND)
+            else:
+                assert np.frombuffer(view.data, np.uint8).max(initial=0) >= 0
+    finally:
+        checkpoint.close()
 
 
 def assert_one_line(error: BaseException) -> None:
@@ -59,11 +68,10 @@ def attempt(path: Path) -> RllamaError | None:
     """Open and read everything within bounds; the documented error, if there was one."""
     with bounds():
         try:
-            checkpoint = open_model(path)
+            assert_usable(open_model(path))
         except RllamaError as error:
             assert_one_line(error)
             return error
-    assert_usable(checkpoint)
     return None
 
 
@@ -135,5 +143,6 @@ def test_hostile_corpus_covers_the_catalogue() -> None:
     wanted = {f"G{n}" for n in gguf} | {f"S{n}" for n in range(1, 21)}
     wanted |= {f"L{n}" for n in range(1, 11)} | {"C1", "C2", "C5", "C6", "C7", "C8", "C9", "C10",
                                                  "C11", "C12", "C13"}  # fmt: skip
+    wanted |= {"Q1", "Q2", "Q3", "Q4"}
     assert wanted <= set(rows)
     assert len(CASES) >= 500

@@ -155,6 +155,19 @@ class Context:
     def rms_norm(self, x: Buf, weight: Weight, eps: float, out: Buf) -> None: ...
     def matmul(self, x: Buf, weights: tuple[AnyWeight, ...], out: tuple[Buf, ...]) -> None: ...
     def matmul_add(self, x: Buf, weight: AnyWeight, into: Buf) -> None: ...
+    def unpack(
+        self,
+        words: _Bytes,
+        steps: tuple[int, int],
+        bits: int,
+        across_rows: bool,
+        first_row: int,
+        inputs: NDArray[np.int32] | None,
+        group_of_block: NDArray[np.int32],
+        heads: NDArray[np.uint8],
+        offsets: NDArray[np.int16],
+        out: NDArray[np.uint8],
+    ) -> None: ...
     def rope(self, q: Buf, k: Buf, step: Step, table: RopeTable, style: str) -> None: ...
     def attend_spec(
         self,

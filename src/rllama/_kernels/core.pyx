@@ -6,7 +6,7 @@ No algorithm lives here. Activations are `Buf`, weights are `Weight`, the arrays
 
 from libc.math cimport isfinite
 from libc.stdlib cimport free, malloc
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport INT64_MAX, int16_t, int32_t, int64_t, uint8_t, uint64_t, uintptr_t
 
 from rllama._kernels.rl cimport *
 
@@ -655,6 +655,56 @@ cdef class Context:
     def matmul_add(self, Buf x, weight, Buf into):
         """into[T, N] += x[T, K] @ weight[N, K].T"""
         self.run_matmul(x, (weight,), (into,), True)
+
+    def unpack(self, const uint8_t[::1] words, tuple steps, int bits, bint across_rows,
+               int64_t first_row, const int32_t[::1] inputs, const int32_t[::1] group_of_block,
+               const uint8_t[:, :, ::1] heads, const int16_t[:, ::1] offsets, uint8_t[:, ::1] out):
+        """Packed whole numbers to the blocks `out` [N, row bytes]; heads [groups, N, 4], offsets
+        [groups, N]; inputs None: in their own order. See rl_unpack_op."""
+        cdef rl_unpack_op op
+        cdef rl_status status
+        cdef int64_t j, last_word
+        op.step_k, op.step_n = steps
+        op.n_rows = out.shape[0]
+        op.n_cols = group_of_block.shape[0] * 32
+        if bits not in (2, 3, 4, 8) or (across_rows and bits != 4):
+            raise ShapeError(f"unpack: {bits} bits")
+        if op.n_rows < 1 or op.n_cols < 1 or first_row < 0 or op.step_k < 1 or op.step_n < 1:
+            raise ShapeError(f"unpack: {op.n_rows} rows from {first_row}, {op.n_cols} columns")
+        if out.shape[1] != op.n_cols // 32 * 20 and out.shape[1] != op.n_cols // 32 * 36:
+            raise ShapeError(f"unpack: rows of {out.shape[1]} bytes for {op.n_cols} columns")
+        if heads.shape[1] != op.n_rows or heads.shape[2] != 4 or offsets.shape[1] != op.n_rows \
+                or offsets.shape[0] != heads.shape[0]:
+            raise ShapeError("unpack: heads and offsets are not those of these rows")
+        if inputs is not None and inputs.shape[0] != op.n_cols:
+            raise ShapeError(f"unpack: {inputs.shape[0]} inputs for {op.n_cols} columns")
+        for j in range(group_of_block.shape[0]):
+            if not 0 <= group_of_block[j] < heads.shape[0]:
+                raise ShapeError(f"unpack: group {group_of_block[j]} of {heads.shape[0]}")
+        for j in range(op.n_cols if inputs is not None else 0):
+            if not 0 <= inputs[j] < op.n_cols:
+                raise ShapeError(f"unpack: input {inputs[j]} of {op.n_cols}")
+        last_word = (op.n_cols - 1) * op.step_k if across_rows \
+            else (op.n_cols * bits - 1) // 32 * op.step_k
+        last_word += (first_row + op.n_rows - 1) // (8 if across_rows else 1) * op.step_n
+        if 4 * (last_word + 1) > words.shape[0]:
+            raise ShapeError(f"unpack: {words.shape[0]} bytes of words, {4 * last_word + 4} wanted")
+        op.words = &words[0]
+        op.bits = bits
+        op.across_rows = across_rows
+        op.first_row = first_row
+        op.inputs = NULL
+        if inputs is not None:
+            op.inputs = &inputs[0]
+        op.group_of_block = &group_of_block[0]
+        op.heads = &heads[0, 0, 0]
+        op.offsets = &offsets[0, 0]
+        op.nibbles = out.shape[1] == op.n_cols // 32 * 20
+        op.out = &out[0, 0]
+        self.enter()
+        with nogil:
+            status = rl_unpack(self.c, &op)
+        self.leave(status)
 
     def rope(self, Buf q, Buf k, Step step, RopeTable table, str style):
         """Rotate queries and keys in place by their positions; the head width is the table's."""

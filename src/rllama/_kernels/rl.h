@@ -70,6 +70,24 @@ typedef struct {
 
 rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op);
 
+/* Packed whole numbers of 2, 3, 4 or 8 bits -> rows of blocks of 32 behind a head of 4 bytes.
+ * Word i of row n is words[i * step_k + n * step_n]; the numbers of a row follow each other from
+ * bit 0 of word 0. across_rows: a word holds one input of eight rows instead, as AWQ has them. */
+typedef struct {
+    const uint8_t *words; /* u32 at any alignment */
+    int64_t step_k, step_n;
+    int32_t bits, across_rows;
+    int64_t first_row, n_rows, n_cols;
+    const int32_t *inputs;         /* [n_cols]: column j of the result is this input; NULL: j */
+    const int32_t *group_of_block; /* [n_cols / 32] */
+    const uint8_t *heads;          /* [groups, n_rows, 4] */
+    const int16_t *offsets;        /* [groups, n_rows]: taken from the numbers; 0 for nibbles */
+    int32_t nibbles;               /* 16 bytes as in Q4_0; else 32 bytes */
+    uint8_t *out;
+} rl_unpack_op;
+
+rl_status rl_unpack(rl_ctx *ctx, const rl_unpack_op *op);
+
 /* out[T, D] = the rows `ids` of the table; its first row is that of the id first_row, and tokens
  * whose rows it does not hold are left alone. Rows of out are out_stride apart. */
 rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,

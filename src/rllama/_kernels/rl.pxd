@@ -1,6 +1,6 @@
 """What Cython knows of rl.h, in its order; the comments stand there."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint64_t
 
 cdef extern from "rl.h" nogil:
     enum: RL_PAGE_LEN
@@ -41,6 +41,18 @@ cdef extern from "rl.h" nogil:
         int n_outputs
         int add
     rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) noexcept
+    ctypedef struct rl_unpack_op:
+        const uint8_t *words
+        int64_t step_k, step_n
+        int32_t bits, across_rows
+        int64_t first_row, n_rows, n_cols
+        const int32_t *inputs
+        const int32_t *group_of_block
+        const uint8_t *heads
+        const int16_t *offsets
+        int32_t nibbles
+        uint8_t *out
+    rl_status rl_unpack(rl_ctx *ctx, const rl_unpack_op *op) noexcept
     rl_status rl_embed(rl_ctx *ctx, const rl_weight *table, const int32_t *ids, int64_t n_tokens,
                        int32_t first_row, float *out, int64_t out_stride) noexcept
     rl_status rl_rms_norm(rl_ctx *ctx, const float *x, const float *weight, double eps,

@@ -49,14 +49,18 @@ def packed_views(
     return found
 
 
-def split(found: Mapping[str, TensorView], *, turned: bool = False) -> dict[str, View]:
+def split(found: Mapping[str, View], *, turned: bool = False) -> dict[str, View]:
     """All tensors, stacks of experts as one matrix or vector for each expert.
 
     Notes:   turned: float stacks lie as gpt-oss has them, and so do all biases of gate and up
     Raises:  FormatError, UnsupportedError for a stack that is none
     """
     result: dict[str, View] = {}
+    stored = {name: view for name, view in found.items() if isinstance(view, TensorView)}
     for name, view in found.items():
+        if not isinstance(view, TensorView):
+            result[name] = view
+            continue
         match = _STACK.fullmatch(name)
         if match is None:
             result[name] = view
@@ -64,11 +68,11 @@ def split(found: Mapping[str, TensorView], *, turned: bool = False) -> dict[str,
         prefix, short, kind, packed = match.groups()
         _check_stack(view, 4 if packed == "_blocks" else 2 if kind == "b" else 3)
         if packed == "_scales":
-            if f"{prefix}{short}_blocks" not in found:
+            if f"{prefix}{short}_blocks" not in stored:
                 raise FormatError(f"{view.origin}: scales without blocks")
             continue
         if packed:
-            parts = _mxfp4(view, found.get(f"{prefix}{short}_scales"), short)
+            parts = _mxfp4(view, stored.get(f"{prefix}{short}_scales"), short)
         elif turned and (kind == "w" or short == "b_gate_up"):
             parts = _turned(view, short)
         else:

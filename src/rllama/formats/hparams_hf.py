@@ -111,14 +111,6 @@ def _refuse_variants(config: Fields) -> None:
             raise UnsupportedError(
                 f"{config.where}: {key} {shown(config.values[key])} is not supported"
             )
-    if "quantization_config" in config:
-        method = config.values["quantization_config"]
-        method = method.get("quant_method") if isinstance(method, dict) else method
-        if method == "mxfp4":  # of the experts, whose tensors tell
-            return
-        raise UnsupportedError(
-            f"{config.where}: quantization_config {shown(method)} is not supported"
-        )
 
 
 def _check_biases(config: Fields, tensors: Container[str]) -> None:

@@ -21,9 +21,11 @@ from rllama.formats.hparams import FindArch
 from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.mapped_file import MappedFile
+from rllama.formats.packed_linears import packed_linears
+from rllama.formats.quant_config import QuantScheme, read_scheme
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
 from rllama.formats.tokenizer_files import tokenizer_beside
-from rllama.tensor import TensorView
+from rllama.tensor import TensorView, View
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +185,7 @@ def _assemble(
     path: str, folder: str, config: Fields, shards: list[Shard], find_arch: FindArch | None
 ) -> Checkpoint:
     table = names.hf_table(name for _, entries, _ in shards for name in entries)
-    found, extras = _views(shards, table)
+    found, extras = _views(shards, table, read_scheme(config, folder))
     embed = found.get("embed")
     where = printable(path)
     if embed is None or len(embed.shape) != 2:
@@ -210,13 +212,22 @@ def _assemble(
 
 
 def _views(
-    shards: list[Shard], table: names.Table
-) -> tuple[dict[str, TensorView], tuple[Extra, ...]]:
-    found: dict[str, TensorView] = {}
+    shards: list[Shard], table: names.Table, scheme: QuantScheme | None
+) -> tuple[dict[str, View], tuple[Extra, ...]]:
+    packed, taken = packed_linears([shard[:2] for shard in shards], scheme, shards[0][0].where)
+    found: dict[str, View] = {}
     extras: list[Extra] = []
+    for name, view in packed.items():
+        ours = names.canonical(table, names.hf_text_name(name))
+        if ours is not None:
+            found[ours] = view
+        else:
+            extras.append(Extra(name, view.dtype.name, view.shape, view.n_bytes, names.role(name)))
     for file, entries, _ in shards:
         wanted: dict[str, str] = {}
         for name, entry in entries.items():
+            if name in taken:
+                continue
             ours = names.canonical(table, names.hf_text_name(name))
             if ours is not None:
                 wanted[name] = ours
@@ -233,10 +244,13 @@ def _chunks(view: TensorView, size: int = 1 << 24) -> Iterator[np.ndarray]:
     return (data[at : at + size] for at in range(0, data.size, size))
 
 
-def _check_tied(embed: TensorView, head: TensorView, where: str) -> None:
+def _check_tied(embed: View, head: View, where: str) -> None:
     """A head that is stored although it is tied must be the embedding. Raises ConfigError."""
-    same = (embed.shape, embed.dtype) == (head.shape, head.dtype) and all(
-        np.array_equal(a, b) for a, b in zip(_chunks(embed), _chunks(head), strict=True)
+    same = (
+        isinstance(embed, TensorView)
+        and isinstance(head, TensorView)
+        and (embed.shape, embed.dtype) == (head.shape, head.dtype)
+        and all(np.array_equal(a, b) for a, b in zip(_chunks(embed), _chunks(head), strict=True))
     )
     if not same:
         raise ConfigError(
