@@ -54,16 +54,18 @@ static const rl_format_row *kernels_of(const rl_isa_table *table, int32_t format
 }
 
 static int64_t unit_cols(const rl_format_row *row) {
-    return row->act == RL_ACT_Q8 ? RL_BLOCK : RL_FLOAT_UNIT;
+    return rl_act_is_q8(row->act) ? RL_BLOCK : RL_FLOAT_UNIT;
 }
 
 static int64_t act_unit_bytes(int32_t act) {
     if (act == RL_ACT_Q8) return (int64_t)sizeof(rl_act_block);
+    if (act == RL_ACT_Q8_SUM) return (int64_t)sizeof(rl_act_sum);
+    if (act == RL_ACT_Q8_HALVES) return (int64_t)sizeof(rl_act_halves);
     return RL_FLOAT_UNIT * (act == RL_ACT_BF16 ? 2 : 4);
 }
 
 static int64_t panel_unit_bytes(const rl_format_row *row) {
-    if (row->act == RL_ACT_Q8) return (int64_t)row->n_lanes * (RL_BLOCK + 4);
+    if (rl_act_is_q8(row->act)) return (int64_t)row->n_lanes * (RL_BLOCK + 4 * row->n_terms);
     return (int64_t)row->n_lanes * RL_FLOAT_UNIT * (row->act == RL_ACT_BF16 ? 2 : 4);
 }
 
@@ -212,7 +214,7 @@ static row_group take_group(const part *p, int64_t group, uint8_t *copy) {
     g.data = p->w->data + start * p->w->row_bytes;
     if (!p->copy_rows && p->dequant == NULL) return g;
     int64_t padded = p->row_bytes; /* blocks always fill a row; floats may not fill a unit */
-    if (p->row->act != RL_ACT_Q8)
+    if (!rl_act_is_q8(p->row->act))
         padded = rl_round_up(p->w->n_cols, RL_FLOAT_UNIT) * (p->row_bytes / p->w->n_cols);
     copy_group(p, g.data, padded, copy);
     g.data = copy;

@@ -6,7 +6,17 @@
 #include "rl_formats.h"
 
 /* Activation types: what the weights of a format are multiplied with. */
-typedef enum { RL_ACT_Q8, RL_ACT_BF16, RL_ACT_F32, RL_N_ACTS } rl_act;
+typedef enum {
+    RL_ACT_Q8,
+    RL_ACT_Q8_SUM,
+    RL_ACT_Q8_HALVES,
+    RL_ACT_BF16,
+    RL_ACT_F32,
+    RL_N_ACTS
+} rl_act;
+
+/* Whether activations are blocks of 32 in 8 bits. */
+static inline int rl_act_is_q8(int32_t act) { return act <= RL_ACT_Q8_HALVES; }
 
 /* One block of 32 activations in 8 bits; `init` is where the block's integer sum starts:
  * -offset * sum(values), so that weights may be kept unsigned. */
@@ -17,10 +27,28 @@ typedef struct {
 } rl_act_block;
 _Static_assert(sizeof(rl_act_block) == 40, "activation block");
 
+/* The same for weights that have mins: with scale * sum(values). */
+typedef struct {
+    int8_t values[RL_BLOCK];
+    float scale;
+    int32_t init;
+    float sum;
+} rl_act_sum;
+_Static_assert(sizeof(rl_act_sum) == 44, "activation block with its sum");
+
+/* The same for weights that have a scale per 16 values: for each half. */
+typedef struct {
+    int8_t values[RL_BLOCK];
+    float scale;
+    int32_t init[2];
+    float sum[2];
+} rl_act_halves;
+_Static_assert(sizeof(rl_act_halves) == 52, "activation block of two halves");
+
 #define RL_FLOAT_UNIT 8 /* columns that the float kernels take at once */
 
 /* Activations of a tile of up to max_tile tokens, interleaved so that a kernel walks them in order:
- *   Q8:   [K/32][tile] rl_act_block     F32: [K][tile] f32     BF16: [K/2][tile] two bf16
+ *   Q8: [K/32][tile] rl_act_block, or one of the others     F32: [K][tile] f32     BF16: [K/2][tile] two bf16
  * Weight rows come in groups of `n_lanes` rows, a lane per row; a kernel writes tile[t][lane]. */
 typedef void (*rl_fused_fn)(const uint8_t *rows, int64_t row_bytes, int64_t n_units,
                             const void *acts, int n_tokens, float *tile);
@@ -71,6 +99,7 @@ typedef struct {
     rl_gemm_fn gemm;
     int32_t act;      /* rl_act */
     int32_t offset;   /* what `load` adds to weights to make them unsigned */
+    int32_t n_terms;  /* floats that a row of a block has in a panel: scales and mins */
     int32_t n_lanes;  /* weight rows side by side, at most RL_MAX_LANES */
     int32_t max_tile; /* tokens in a tile, at most RL_MAX_TILE */
 } rl_format_row;

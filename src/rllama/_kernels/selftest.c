@@ -82,7 +82,7 @@ static int format_works(const rl_isa_table *table, rl_format format, bench *b) {
     int block_len = rl_format_block_len(format), block_bytes = rl_format_block_bytes(format);
     int n_cols = block_len > 32 ? block_len : 64;
     int64_t row_bytes = n_cols / block_len * block_bytes;
-    int64_t n_units = n_cols / (row->act == RL_ACT_Q8 ? RL_BLOCK : RL_FLOAT_UNIT);
+    int64_t n_units = n_cols / (rl_act_is_q8(row->act) ? RL_BLOCK : RL_FLOAT_UNIT);
     fill_rows(b->rows, row->n_lanes * row_bytes, format, block_bytes);
     table->quant_act[row->act](b->x, n_cols, n_cols, TOKENS, row->offset, b->acts);
     row->fused(b->rows, row_bytes, n_units, b->acts, TOKENS, b->fused);

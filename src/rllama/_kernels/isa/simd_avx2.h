@@ -8,6 +8,7 @@
 
 #define RL_R 8
 #define RL_TILE 4
+#define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
 
 typedef __m256 rl_f32v;
 typedef __m256i rl_i32v;
@@ -99,6 +100,36 @@ static inline rl_row4 rl_high4(rl_row4 v) {
     return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(0x0f));
 }
 
+static inline rl_row4 rl_or(rl_row4 a, rl_row4 b) { return _mm256_or_si256(a, b); }
+static inline rl_row4 rl_bits(rl_row4 v, const int shift, const uint8_t mask) {
+    v = shift < 0 ? _mm256_sll_epi32(v, _mm_cvtsi32_si128(-shift))
+                  : _mm256_srl_epi32(v, _mm_cvtsi32_si128(shift));
+    return _mm256_and_si256(v, _mm256_set1_epi8((char)mask));
+}
+/* The byte with the four bits goes everywhere in its lane; each place keeps one. */
+static inline rl_row4 rl_spread_bits(rl_row4 v, const int k) {
+    const __m256i lanes = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404,
+                                            0x08080808, 0x0c0c0c0c);
+    const __m256i bits = _mm256_set1_epi32(k % 2 ? (int)0x80402010u : 0x08040201);
+    v = _mm256_shuffle_epi8(v, _mm256_add_epi8(lanes, _mm256_set1_epi8((char)(k / 2))));
+    v = _mm256_cmpeq_epi8(_mm256_and_si256(v, bits), bits);
+    return _mm256_and_si256(v, _mm256_set1_epi8(0x10));
+}
+static inline rl_row4 rl_table16(const int8_t *values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)values));
+}
+static inline rl_row4 rl_lookup(rl_row4 table, rl_row4 index) {
+    return _mm256_shuffle_epi8(table, index);
+}
+static inline rl_f32v rl_byte_f32(rl_row4 v, const int k) {
+    v = _mm256_srl_epi32(v, _mm_cvtsi32_si128(8 * k));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(0xff)));
+}
+static inline rl_f32v rl_s8_f32(rl_row4 v, const int k) {
+    v = _mm256_sll_epi32(v, _mm_cvtsi32_si128(24 - 8 * k));
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(v, 24));
+}
+
 /* The two 16-bit floats of each lane, widened. */
 static inline __m128i rl_low_words(__m256i v) {
     const __m256i pick = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,
@@ -132,17 +163,31 @@ static inline __m256i rl_four(const int8_t *a) {
 
 #define RL_S8_OFFSET 0
 static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
-/* 8 * 2 * 15 * 127 = 30,480 fits 16 bits, so one widening serves the whole block. */
-static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    __m256i sum = _mm256_maddubs_epi16(w[0], rl_four(a));
-    for (int i = 1; i < 8; i++)
-        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[i], rl_four(a + 4 * i)));
-    return _mm256_add_epi32(init, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+/* Unsigned operands of 4, 5, 6 bits: 8, 4, 2 sums of two products fit 16 bits (8 * 2 * 15 * 127 =
+ * 30,480; 4 * 2 * 31 * 127 = 31,496; 2 * 2 * 63 * 127 = 32,004), so one widening serves them. */
+static inline rl_i32v rl_dot_u(const rl_row4 *w, const int n, const int group, const int8_t *a,
+                               rl_i32v init) {
+    for (int i = 0; i < n; i += group) {
+        __m256i sum = _mm256_maddubs_epi16(w[i], rl_four(a + 4 * i));
+        for (int j = i + 1; j < i + group && j < n; j++)
+            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], rl_four(a + 4 * j)));
+        init = _mm256_add_epi32(init, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+    }
+    return init;
+}
+static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_u(w, n, 8, a, init);
+}
+static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_u(w, n, 4, a, init);
+}
+static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_u(w, n, 2, a, init);
 }
 /* |w| * sign(a, w): 2 * 128 * 127 = 32,512 fits 16 bits. */
-static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     const __m256i ones = _mm256_set1_epi16(1);
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < n; i++) {
         __m256i four = _mm256_sign_epi8(rl_four(a + 4 * i), w[i]);
         __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), four);
         init = _mm256_add_epi32(init, _mm256_madd_epi16(pairs, ones));

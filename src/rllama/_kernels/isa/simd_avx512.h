@@ -9,6 +9,7 @@
 
 #define RL_R 16
 #define RL_TILE 12
+#define RL_DIRECT 4 /* tokens whose operands need not pass through memory */
 
 typedef __m512 rl_f32v;
 typedef __m512i rl_i32v;
@@ -91,6 +92,35 @@ static inline rl_row4 rl_high4(rl_row4 v) {
     return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(0x0f));
 }
 
+static inline rl_row4 rl_or(rl_row4 a, rl_row4 b) { return _mm512_or_si512(a, b); }
+static inline rl_row4 rl_bits(rl_row4 v, const int shift, const uint8_t mask) {
+    v = shift < 0 ? _mm512_sll_epi32(v, _mm_cvtsi32_si128(-shift))
+                  : _mm512_srl_epi32(v, _mm_cvtsi32_si128(shift));
+    return _mm512_and_si512(v, _mm512_set1_epi8((char)mask));
+}
+/* The byte with the four bits goes everywhere in its lane; each place tests one. */
+static inline rl_row4 rl_spread_bits(rl_row4 v, const int k) {
+    const __m512i lanes = _mm512_broadcast_i32x4(
+        _mm_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c));
+    const __m512i bits = _mm512_set1_epi32(k % 2 ? (int)0x80402010u : 0x08040201);
+    v = _mm512_shuffle_epi8(v, _mm512_add_epi8(lanes, _mm512_set1_epi8((char)(k / 2))));
+    return _mm512_maskz_mov_epi8(_mm512_test_epi8_mask(v, bits), _mm512_set1_epi8(0x10));
+}
+static inline rl_row4 rl_table16(const int8_t *values) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)values));
+}
+static inline rl_row4 rl_lookup(rl_row4 table, rl_row4 index) {
+    return _mm512_shuffle_epi8(table, index);
+}
+static inline rl_f32v rl_byte_f32(rl_row4 v, const int k) {
+    v = _mm512_srl_epi32(v, _mm_cvtsi32_si128(8 * k));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(0xff)));
+}
+static inline rl_f32v rl_s8_f32(rl_row4 v, const int k) {
+    v = _mm512_sll_epi32(v, _mm_cvtsi32_si128(24 - 8 * k));
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 24));
+}
+
 /* The two 16-bit floats of each lane, widened. */
 static inline rl_f32v rl_f16_first(rl_row4 v) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)); }
 static inline rl_f32v rl_f16_second(rl_row4 v) {
@@ -123,29 +153,49 @@ static inline __m512i rl_four(const int8_t *a) {
 static inline rl_row4 rl_s8_operand(rl_row4 v) {
     return _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80));
 }
-static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    for (int i = 0; i < 8; i++) init = _mm512_dpbusd_epi32(init, w[i], rl_four(a + 4 * i));
+static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    for (int i = 0; i < n; i++) init = _mm512_dpbusd_epi32(init, w[i], rl_four(a + 4 * i));
     return init;
 }
-static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    return rl_dot_u4(w, a, init);
+static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
+}
+static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
+}
+static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
 }
 
 #else
 
 #define RL_S8_OFFSET 0
 static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
-/* 8 * 2 * 15 * 127 = 30,480 fits 16 bits, so one widening serves the whole block. */
-static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    __m512i sum = _mm512_maddubs_epi16(w[0], rl_four(a));
-    for (int i = 1; i < 8; i++)
-        sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(w[i], rl_four(a + 4 * i)));
-    return _mm512_add_epi32(init, _mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
+/* Unsigned operands of 4, 5, 6 bits: 8, 4, 2 sums of two products fit 16 bits (8 * 2 * 15 * 127 =
+ * 30,480; 4 * 2 * 31 * 127 = 31,496; 2 * 2 * 63 * 127 = 32,004), so one widening serves them. */
+static inline rl_i32v rl_dot_u(const rl_row4 *w, const int n, const int group, const int8_t *a,
+                               rl_i32v init) {
+    for (int i = 0; i < n; i += group) {
+        __m512i sum = _mm512_maddubs_epi16(w[i], rl_four(a + 4 * i));
+        for (int j = i + 1; j < i + group && j < n; j++)
+            sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(w[j], rl_four(a + 4 * j)));
+        init = _mm512_add_epi32(init, _mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
+    }
+    return init;
+}
+static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_u(w, n, 8, a, init);
+}
+static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_u(w, n, 4, a, init);
+}
+static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_u(w, n, 2, a, init);
 }
 /* |w| * sign(a, w): 2 * 128 * 127 = 32,512 fits 16 bits. */
-static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
+static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     const __m512i ones = _mm512_set1_epi16(1);
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < n; i++) {
         __m512i four = rl_four(a + 4 * i);
         four = _mm512_mask_sub_epi8(four, _mm512_movepi8_mask(w[i]), _mm512_setzero_si512(), four);
         __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w[i]), four);

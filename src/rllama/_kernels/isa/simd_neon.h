@@ -8,6 +8,7 @@
 
 #define RL_R 4
 #define RL_TILE 8
+#define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
 
 typedef float32x4_t rl_f32v;
 typedef int32x4_t rl_i32v;
@@ -77,6 +78,32 @@ static inline rl_f32v rl_scales_f32(const uint8_t *p, int64_t stride) {
 static inline rl_row4 rl_low4(rl_row4 v) { return vandq_u8(v, vdupq_n_u8(0x0f)); }
 static inline rl_row4 rl_high4(rl_row4 v) { return vshrq_n_u8(v, 4); }
 
+static inline rl_row4 rl_or(rl_row4 a, rl_row4 b) { return vorrq_u8(a, b); }
+static inline uint32x4_t rl_shifted(rl_row4 v, const int right) {
+    return vshlq_u32(vreinterpretq_u32_u8(v), vdupq_n_s32(-right));
+}
+static inline rl_row4 rl_bits(rl_row4 v, const int shift, const uint8_t mask) {
+    return vandq_u8(vreinterpretq_u8_u32(rl_shifted(v, shift)), vdupq_n_u8(mask));
+}
+/* The byte with the four bits goes everywhere in its lane; each place tests one. */
+static inline rl_row4 rl_spread_bits(rl_row4 v, const int k) {
+    static const uint8_t lanes[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
+    uint8x16_t bits = vreinterpretq_u8_u32(vdupq_n_u32(k % 2 ? 0x80402010u : 0x08040201u));
+    v = vqtbl1q_u8(v, vaddq_u8(vld1q_u8(lanes), vdupq_n_u8((uint8_t)(k / 2))));
+    return vandq_u8(vtstq_u8(v, bits), vdupq_n_u8(0x10));
+}
+static inline rl_row4 rl_table16(const int8_t *values) {
+    return vreinterpretq_u8_s8(vld1q_s8(values));
+}
+static inline rl_row4 rl_lookup(rl_row4 table, rl_row4 index) { return vqtbl1q_u8(table, index); }
+static inline rl_f32v rl_byte_f32(rl_row4 v, const int k) {
+    return vcvtq_f32_u32(vandq_u32(rl_shifted(v, 8 * k), vdupq_n_u32(0xff)));
+}
+static inline rl_f32v rl_s8_f32(rl_row4 v, const int k) {
+    int32x4_t top = vreinterpretq_s32_u32(rl_shifted(v, 8 * k - 24));
+    return vcvtq_f32_s32(vshrq_n_s32(top, 24));
+}
+
 /* The two 16-bit floats of each lane, widened. */
 static inline rl_f32v rl_f16_first(rl_row4 v) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_u8(v))));
@@ -108,15 +135,15 @@ static inline int8x16_t rl_four(const int8_t *a) {
 static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
 
 #ifdef RL_SDOT
-static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    for (int i = 0; i < 8; i++)
+static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    for (int i = 0; i < n; i++)
         init = vdotq_s32(init, vreinterpretq_s8_u8(w[i]), rl_four(a + 4 * i));
     return init;
 }
 #else
 /* Products reach 127 * 128 = 16,256; pairs are widened before they are added. */
-static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    for (int i = 0; i < 8; i++) {
+static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    for (int i = 0; i < n; i++) {
         int8x16_t weights = vreinterpretq_s8_u8(w[i]), four = rl_four(a + 4 * i);
         int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(four)));
         int32x4_t high = vpaddlq_s16(vmull_high_s8(weights, four));
@@ -125,8 +152,15 @@ static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v ini
     return init;
 }
 #endif
-static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, a, init); /* 0..15 is the same signed or unsigned */
+/* Up to 7 bits are the same signed or unsigned. */
+static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
+}
+static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
+}
+static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
 }
 
 #endif

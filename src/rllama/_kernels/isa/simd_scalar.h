@@ -10,6 +10,7 @@
 
 #define RL_R 4
 #define RL_TILE 4
+#define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
 #define RL_EACH for (int i = 0; i < RL_R; i++)
 
 /* One line each, so that the list can be read at a glance. */
@@ -115,6 +116,40 @@ static inline rl_row4 rl_high4(rl_row4 a) {
     return a;
 }
 
+static inline rl_row4 rl_or(rl_row4 a, rl_row4 b) { RL_EACH a.v[i] |= b.v[i]; return a; }
+/* The four bytes of a lane shifted as one number, to the left if negative; then the bits of each
+ * byte that are in the mask. */
+static inline rl_row4 rl_bits(rl_row4 a, const int shift, const uint8_t mask) {
+    RL_EACH a.v[i] = (shift < 0 ? a.v[i] << -shift : a.v[i] >> shift) & mask * 0x01010101u;
+    return a;
+}
+/* Bits 4k to 4k + 3 of each lane as 16 or 0, a byte each. */
+static inline rl_row4 rl_spread_bits(rl_row4 a, const int k) {
+    RL_EACH a.v[i] = ((a.v[i] >> 4 * k & 15u) * 0x02040810u) & 0x10101010u;
+    return a;
+}
+/* 16 values, and for each byte of an index from 0 to 15 the one that it names. */
+static inline rl_row4 rl_table16(const int8_t *values) { rl_row4 r; memcpy(&r, values, 16); return r; }
+static inline rl_row4 rl_lookup(rl_row4 table, rl_row4 index) {
+    uint8_t from[16], to[16];
+    memcpy(from, &table, 16);
+    memcpy(to, &index, 16);
+    for (int i = 0; i < 16; i++) to[i] = from[to[i]];
+    memcpy(&index, to, 16);
+    return index;
+}
+/* Byte k of each lane as a number, unsigned or signed. */
+static inline rl_f32v rl_byte_f32(rl_row4 a, const int k) {
+    rl_f32v r;
+    RL_EACH r.v[i] = (float)(a.v[i] >> 8 * k & 0xffu);
+    return r;
+}
+static inline rl_f32v rl_s8_f32(rl_row4 a, const int k) {
+    rl_f32v r;
+    RL_EACH r.v[i] = (float)(int8_t)(a.v[i] >> 8 * k);
+    return r;
+}
+
 /* The two 16-bit floats of each lane, widened. */
 static inline rl_f32v rl_f16_first(rl_row4 a) {
     rl_f32v r;
@@ -143,10 +178,10 @@ static inline rl_f32v rl_i32_to_f32(rl_i32v a) {
     return r;
 }
 
-#define RL_S8_OFFSET 0
+#define RL_S8_OFFSET 0 /* what rl_s8_operand adds to signed bytes */
 static inline rl_row4 rl_s8_operand(rl_row4 a) { return a; }
-static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    for (int column = 0; column < 8; column++)
+static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    for (int column = 0; column < n; column++)
         RL_EACH {
             int8_t four[4];
             memcpy(four, &w[column].v[i], 4);
@@ -154,8 +189,15 @@ static inline rl_i32v rl_dot_s8(const rl_row4 w[8], const int8_t *a, rl_i32v ini
         }
     return init;
 }
-static inline rl_i32v rl_dot_u4(const rl_row4 w[8], const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, a, init); /* 0..15 is the same signed or unsigned */
+/* The same where the operands have 4, 5 or 6 bits and no sign: some levels are faster then. */
+static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
+}
+static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
+}
+static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    return rl_dot_s8(w, n, a, init);
 }
 // clang-format on
 
