@@ -76,7 +76,7 @@ def test_gguf_deepest_gemmas_scale_scores_by_the_shared_width(
 
 
 def test_gguf_gemma2_has_windows_without_a_word_and_gemma3_has_not(tmp_path: Path) -> None:
-    assert gguf_config(tmp_path, "gemma2").windows == (4096, 0)
+    assert gguf_config(tmp_path, "gemma2", context_length=(U32, 8192)).windows == (4096, 0)
     assert gguf_config(tmp_path, "gemma3").windows == ()
     assert gguf_config(tmp_path, "qwen2", attention__sliding_window=(U32, 8)).windows == ()
     assert gguf_config(tmp_path, "olmo2", attention__sliding_window=(U32, 0)).windows == ()
@@ -164,7 +164,8 @@ def test_hf_window_is_nothing_where_its_flag_is_off_and_where_it_is_null(tmp_pat
           "use_sliding_window": True}, (0, 16)),
         ({"model_type": "llama", "sliding_window": 16}, ()),
         ({"model_type": "mistral", "sliding_window": None}, ()),
-        ({"model_type": "mistral"}, (4096, 4096)),
+        ({"model_type": "mistral", "max_position_embeddings": 8192}, (4096, 4096)),
+        ({"model_type": "mistral", "sliding_window": CFG.max_seq_len}, ()),
     )):  # fmt: skip
         (tmp_path / str(i)).mkdir()
         assert hf_config(tmp_path / str(i), **numbers).windows == want

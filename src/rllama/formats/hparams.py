@@ -16,7 +16,13 @@ FindArch = Callable[[str], object]  # raises UnsupportedError for a name that it
 
 
 def build(where: str, **numbers: Any) -> ModelConfig:
-    """A ModelConfig whose own complaints also name the file. Raises ConfigError."""
+    """A ModelConfig whose own complaints also name the file. Raises ConfigError.
+
+    Notes: a window that no context outgrows is none, but for layers that also turn differently
+    """
+    if numbers.get("windows") and numbers.get("local_rope_theta") is None:
+        seen = tuple(w if w < numbers["max_seq_len"] else 0 for w in numbers["windows"])
+        numbers["windows"] = seen if any(seen) else ()
     try:
         return ModelConfig(**numbers)
     except ConfigError as error:
