@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from formats.expert_writers import gguf_experts, hf_experts, without_experts
 from formats.writers import (
     F32,
     GGUF_TYPE_IDS,
@@ -31,6 +32,8 @@ _GGUF = {
     "w_gate": "ffn_gate.weight", "w_up": "ffn_up.weight", "w_down": "ffn_down.weight",
     "w_gate_up": "ffn_up.weight", "b_gate": "ffn_gate.bias", "b_up": "ffn_up.bias",
     "b_down": "ffn_down.bias", "post_ffn_norm": "post_ffw_norm.weight",
+    "router": "ffn_gate_inp.weight", "b_router": "ffn_gate_inp.bias",
+    "sinks": "attn_sinks.weight",
 }  # fmt: skip
 _HF = {
     "embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight",
@@ -43,8 +46,15 @@ _HF = {
     "ffn_norm": "post_attention_layernorm.weight", "w_gate": "mlp.gate_proj.weight",
     "w_up": "mlp.up_proj.weight", "w_down": "mlp.down_proj.weight",
     "w_gate_up": "mlp.gate_up_proj.weight", "b_gate": "mlp.gate_proj.bias",
-    "b_up": "mlp.up_proj.bias", "b_down": "mlp.down_proj.bias",
+    "b_up": "mlp.up_proj.bias", "b_down": "mlp.down_proj.bias", "router": "mlp.gate.weight",
+    "b_router": "mlp.router.bias", "sinks": "self_attn.sinks",
 }  # fmt: skip
+# Names that one family has otherwise.
+_OTHERWISE = {
+    "mixtral": {"router": "block_sparse_moe.gate.weight"},
+    "gpt_oss": {"router": "mlp.router.weight"},
+    "gpt-oss": {"ffn_norm": "post_attention_norm.weight"},
+}
 _HF_POST_NORMED = {
     **_HF, "post_attn_norm": "post_attention_layernorm.weight",
     "ffn_norm": "pre_feedforward_layernorm.weight",
@@ -87,6 +97,7 @@ def write_family_gguf(
     keys: Mapping[str, tuple[int, object]],
     vectors: Mapping[str, list[float]],
     kind: str = "F32",
+    experts: Callable[[Tensors], Tensors] = gguf_experts,
 ) -> Path:
     """A GGUF of weights in Hugging Face's form; keys without the name of the architecture."""
     raw = raw_gguf(replace(cfg, arch="llama"), {})
@@ -95,9 +106,12 @@ def write_family_gguf(
     raw.kvs[f"{arch}.rope.freq_base"] = (F32, cfg.rope_theta)
     for key, value in keys.items():
         raw.kvs[key if key.startswith("general.") else f"{arch}.{key}"] = value
-    for name, x in gguf_weights(cfg, tensors, interleaved=interleaved).items():
-        its = kind if x.ndim > 1 else "F32"
-        record = _named(name, _GGUF, "blk"), x.shape[::-1], GGUF_TYPE_IDS[its]
+    names = _GGUF | _OTHERWISE.get(arch, {})
+    weights = gguf_weights(cfg, without_experts(tensors), interleaved=interleaved)
+    named = {_named(name, names, "blk"): x for name, x in weights.items()}
+    for name, x in (named | experts(tensors)).items():
+        its = kind if x.ndim > 1 and not name.endswith("bias") else "F32"
+        record = name, x.shape[::-1], GGUF_TYPE_IDS[its]
         raw.tensors.append(RawTensor(*record, quantize(its, x).tobytes()))
     for name, values in vectors.items():
         data = np.array(values, dtype="<f4").tobytes()
@@ -127,15 +141,19 @@ def write_family_hf(
     dtype: str = "F32",
     rename: Callable[[str], str] = str,
     extras: Tensors | None = None,
+    experts: Tensors | None = None,
 ) -> Path:
-    """A folder of config.json and one safetensors file; extras by their names in the file."""
+    """A folder of config.json and one safetensors file; extras by their names in the file,
+    and experts likewise if they are not to lie as their family has them."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(numbers))
     is_post_normed = any("post_ffn_norm" in name for name in tensors)
     names = _HF_POST_NORMED if is_post_normed else _HF
-    entries = {rename(_named(name, names, "model.layers")): x for name, x in tensors.items()} | (
-        extras or {}
-    )
+    names = names | _OTHERWISE.get(str(numbers["model_type"]), {})
+    dense = without_experts(tensors)
+    entries = {rename(_named(name, names, "model.layers")): x for name, x in dense.items()}
+    entries |= hf_experts(tensors, numbers["model_type"]) if experts is None else experts
+    entries |= extras or {}
     data = {name: (dtype, x.shape, quantize(dtype, x).tobytes()) for name, x in entries.items()}
     (folder / "model.safetensors").write_bytes(safetensors_bytes(data))
     return folder

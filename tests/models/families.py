@@ -165,6 +165,30 @@ FAMILIES: dict[str, Family] = {
         gguf_arch="gemma3",
     ),
     "olmo2": Family("olmo2"),
+    "mixtral": Family(
+        "mixtral", {"n_experts": 5, "n_experts_used": 2, "expert_ffn_dim": 64},
+        hf={"num_local_experts": 5, "num_experts_per_tok": 2},
+        gguf={"expert_count": (U32, 5), "expert_used_count": (U32, 2)},
+        gguf_arch="llama", interleaved=True,
+    ),
+    "qwen3_moe": Family(
+        "qwen3_moe",
+        {"n_experts": 7, "n_experts_used": 3, "expert_ffn_dim": 24, "normalise_experts": False},
+        hf={"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24},
+        gguf={"expert_count": (U32, 7), "expert_used_count": (U32, 3),
+              "expert_feed_forward_length": (U32, 24), "expert_weights_norm": (BOOL, False)},
+        gguf_arch="qwen3moe",
+    ),
+    "gpt_oss": Family(
+        "gpt_oss",
+        {"n_experts": 6, "n_experts_used": 2, "expert_ffn_dim": 64, "windows": _NARROW,
+         "rope_scaling": replace(YARN, truncate=False), "activation": "swiglu_clamped"},
+        hf={"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 20,
+            "rope_scaling": {**_YARN_HF, "truncate": False}},
+        gguf={**_YARN_GGUF, "attention.sliding_window": _WINDOW, "expert_count": (U32, 6),
+              "expert_used_count": (U32, 2), "expert_feed_forward_length": (U32, 64)},
+        gguf_arch="gpt-oss", differs=("rope_scaling",),
+    ),
     "olmo3": Family(
         "olmo3",
         {"windows": (20, 20, 20, 0), "rope_theta": 5e5, "local_rope_theta": 5e5,
@@ -186,9 +210,8 @@ def random_family(family: Family, seed: int) -> Tensors:
     chosen = {f"layers.0.{part}" for part in family.parts}
     chosen |= {row.name.replace("{i}", "0") for row in rows if not row.optional and not row.parts}
     tensors: Tensors = {}
-    for _, _, name in expand(settled(rows, chosen), cfg):
-        row = name.replace(name.split(".")[1], "{i}", 1) if name.startswith("layers.") else name
-        shape = cfg.sizes(next(r.shape for r in rows if r.name == row))
+    for row, _, name in expand(settled(rows, chosen), cfg):
+        shape = cfg.sizes(row.shape)
         noise = rng.standard_normal(shape)
         if len(shape) > 1:
             tensors[name] = (1.3 * noise / math.sqrt(shape[1])).astype(np.float32)

@@ -46,16 +46,39 @@ def attention_branch(
     v = linear(h, wv, w.get("bv")).reshape(len(x), cfg.n_kv_heads, cfg.head_dim)
     if i not in cfg.unrotated_layers:
         q, k = rope(q, cfg, i, max_seq_len), rope(k, cfg, i, max_seq_len)
-    a = attention(cfg, q, k, v, cfg.windows[i] if cfg.windows else 0)
+    a = attention(cfg, q, k, v, cfg.windows[i] if cfg.windows else 0, w.get("sinks"))
     return normed(cfg, w, "post_attn_norm", linear(a.reshape(len(x), -1), w["wo"], w.get("bo")))
 
 
 def ffn_branch(cfg: ModelConfig, w: Mapping[str, F64], x: F64) -> F64:
     h = normed(cfg, w, "ffn_norm", x)
+    if cfg.n_experts:
+        return experts(cfg, w, h)
     gate, up = np.split(w["w_gate_up"], 2) if "w_gate_up" in w else (w["w_gate"], w["w_up"])
     gate, up = linear(h, gate, w.get("b_gate")), linear(h, up, w.get("b_up"))
     out = linear(ACTIVATIONS[cfg.activation](gate) * up, w["w_down"], w.get("b_down"))
     return normed(cfg, w, "post_ffn_norm", out)
+
+
+def experts(cfg: ModelConfig, w: Mapping[str, F64], x: F64) -> F64:
+    """Each token through the experts with the largest logits, weighted by their softmax."""
+    logits = linear(x, w["router"], w.get("b_router"))
+    out = np.zeros_like(x)
+    for t, row in enumerate(logits):
+        chosen = np.argsort(-row, kind="stable")[: cfg.n_experts_used]
+        share = np.exp(row - row.max())
+        share /= share[chosen].sum() if cfg.normalise_experts else share.sum()
+        for e in chosen:
+            gate, up = (
+                linear(x[t], w[f"experts.{e}.w_{part}"], w.get(f"experts.{e}.b_{part}"))
+                for part in ("gate", "up")
+            )
+            if cfg.activation == "swiglu_clamped":
+                gate, up = np.minimum(gate, 7.0), np.clip(up, -7.0, 7.0) + 1.0
+            unit = ACTIVATIONS[cfg.activation](gate) * up
+            down, bias = w[f"experts.{e}.w_down"], w.get(f"experts.{e}.b_down")
+            out[t] += share[e] * linear(unit, down, bias)
+    return out
 
 
 def linear(x: F64, weight: F64, bias: F64 | None) -> F64:
@@ -91,7 +114,11 @@ def gelu_tanh(x: F64) -> F64:
     return x * 0.5 * (1.0 + np.tanh(np.sqrt(2.0 / np.pi) * (x + 0.044715 * x**3)))
 
 
-ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+def swish(x: F64) -> F64:
+    return x / (1.0 + np.exp(-1.702 * x))
+
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "swiglu_clamped": swish}
 
 
 def softcapped(x: F64, cap: float) -> F64:
@@ -169,7 +196,9 @@ def llama3(f: float, factor: float, original: int, low: float, high: float) -> f
     return (1 - smooth) * f / factor + smooth * f
 
 
-def attention(cfg: ModelConfig, q: F64, k: F64, v: F64, window: int) -> F64:
+def attention(
+    cfg: ModelConfig, q: F64, k: F64, v: F64, window: int, sinks: F64 | None = None
+) -> F64:
     """Causal, grouped: query head h reads key/value head h // (H / G).
 
     Shapes:  q [T, H, d], k and v [T, G, d], result [T, H, d]
@@ -184,6 +213,10 @@ def attention(cfg: ModelConfig, q: F64, k: F64, v: F64, window: int) -> F64:
     for h in range(n_heads):
         scores = softcapped(q[:, h] @ k[:, h // group].T * scale, cfg.attn_softcap)
         scores = np.where(seen, scores, -np.inf)
-        weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        out[:, h] = weight / weight.sum(axis=-1, keepdims=True) @ v[:, h // group]
+        most = scores.max(axis=-1, keepdims=True)
+        weight = np.exp(scores - most)
+        total = weight.sum(axis=-1, keepdims=True)
+        if sinks is not None:
+            total = total + np.exp(sinks[h] - most)
+        out[:, h] = weight / total @ v[:, h // group]
     return out
