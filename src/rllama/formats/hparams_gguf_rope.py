@@ -32,11 +32,7 @@ def rope_numbers(
     Raises:  ConfigError, UnsupportedError
     """
     key = f"{arch}.rope.".__add__
-    n_rotated = fields.whole(key("dimension_count"), head_dim)
-    if n_rotated % 2 or n_rotated > head_dim:
-        raise fields.fail(
-            key("dimension_count"), f"is {n_rotated}; it must be even and at most {head_dim}"
-        )
+    n_rotated = _n_rotated(fields, key("dimension_count"), head_dim)
     if not fields.flag(key("scaling.finetuned"), True) and arch == "granite":
         raise UnsupportedError(f"{fields.where}: {key('scaling.finetuned')}: without any rotation")
     trained = fields.whole(f"{arch}.context_length")
@@ -54,6 +50,13 @@ def rope_numbers(
         base = family.local_theta or theta
         numbers["local_rope_theta"] = fields.number(key("freq_base_swa"), base)
     return numbers
+
+
+def _n_rotated(fields: Fields, key: str, head_dim: int) -> int:
+    n_rotated = fields.whole(key, head_dim)
+    if n_rotated % 2 or n_rotated > head_dim:
+        raise fields.fail(key, f"is {n_rotated}; it must be even and at most {head_dim}")
+    return n_rotated
 
 
 def _scaling(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rllama.config import Activation, GenerationDefaults, ModelConfig
-from rllama.dtypes import BF16, F16, DType
+from rllama.dtypes import F32, DType
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
 from rllama.formats.hf_families import HfFamily, hf_family
@@ -64,9 +64,6 @@ def hf_config(
     n_layers = config.whole("num_hidden_layers", high=4096)
     n_heads, dim = config.whole("num_attention_heads"), config.whole("hidden_size")
     head_dim = head_dim_of(config, "head_dim", dim, n_heads, "hidden_size")
-    eos = config.token_ids("eos_token_id", vocab_size)
-    if generation is not None:
-        eos += generation.token_ids("eos_token_id", vocab_size)
     return build(
         config.where, arch=arch, dim=dim, n_heads=n_heads, n_layers=n_layers, head_dim=head_dim,
         ffn_dim=config.whole("intermediate_size"),
@@ -76,8 +73,7 @@ def hf_config(
         **_scales(config, family, dim, embed_dtype), **hf_experts(config),
         activation=_activation(config, family),
         tied_head=_hf_tied(config, "lm_head" in tensors),
-        bos_token_id=config.token_id("bos_token_id", vocab_size),
-        eos_token_ids=tuple(dict.fromkeys(eos)), name=name,
+        **_special_ids(config, generation, vocab_size), name=name,
         generation=_generation_defaults(generation),
     )  # fmt: skip
 
@@ -144,14 +140,11 @@ def _scales(config: Fields, family: HfFamily, dim: int, embed_dtype: DType) -> d
 
 def _rounded(value: float, dtype: DType) -> float:
     """A number as a tensor of that type holds it: the scale has the type of the embedding."""
-    if dtype is F16:
-        return float(np.float16(value))
-    bits = np.float32(value).view(np.uint32)
-    if dtype is BF16:
-        bits = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(
-            0xFFFF0000
-        )
-    return float(np.uint32(bits).view(np.float32))
+    from rllama.quant import dequantize, quantize  # all codecs, which few models need
+
+    name = dtype.name if dtype.is_float else F32.name
+    held = quantize(name, np.array([value], dtype=np.float32))
+    return float(dequantize(name, held.tobytes(), (1,))[0])
 
 
 def _hf_tied(config: Fields, has_head: bool) -> bool:
@@ -161,6 +154,17 @@ def _hf_tied(config: Fields, has_head: bool) -> bool:
             "tie_word_embeddings", "is false, but the tensor lm_head.weight is missing"
         )
     return tied
+
+
+def _special_ids(config: Fields, generation: Fields | None, vocab_size: int) -> dict[str, Any]:
+    """Where a text begins and ends; both files may name ends."""
+    ends = config.token_ids("eos_token_id", vocab_size)
+    if generation is not None:
+        ends += generation.token_ids("eos_token_id", vocab_size)
+    return {
+        "bos_token_id": config.token_id("bos_token_id", vocab_size),
+        "eos_token_ids": tuple(dict.fromkeys(ends)),
+    }
 
 
 def _generation_defaults(generation: Fields | None) -> GenerationDefaults:
