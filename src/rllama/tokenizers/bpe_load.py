@@ -12,6 +12,7 @@ from rllama.tokenizers.library import LibraryEncoder, guarded, in_a_row, meaning
 from rllama.tokenizers.merged import MergedTokenizer, Specials, Tokens
 from rllama.tokenizers.patterns import PRES, Pre
 from rllama.tokenizers.tiktoken_file import read_ranks, version_of
+from rllama.tokenizers.turn_ends import turn_ends
 from rllama.tokenizers.vocabulary import (
     CONTROL,
     MAX_PIECE_BYTES,
@@ -45,6 +46,7 @@ def load_bpe(source: TokenizerSource, where: str) -> MergedTokenizer:
     full = plain | {names[i]: i for i in special}
     encoder = _encoder(pre, vocab, merges, plain, full, where)
     specials = Specials(source.bos_token_id, source.eos_token_id)
+    specials.stop = turn_ends((i, names[i]) for i in added)
     specials.add_bos = pre.add_bos if source.add_bos is None else source.add_bos
     return MergedTokenizer(encoder, tokens, specials, source.vocab_size, where)
 

@@ -16,7 +16,7 @@ from rllama.tokenizers.library import one_line
 _MAX_CHARS = 16_384
 _MAX_REPEAT = 64
 _CLASS = r"\[\^?(?:\\.|\[:\^?[a-z]+:\]|[^\]\[\\])+\]"
-_ATOM = rf"(?:{_CLASS}|\\[pP]\{{\^?\w+\}}|\\[^pPkg0-9]|[^\\\[\](){{}}|.*+?^$])"
+_ATOM = rf"(?:{_CLASS}|\\[pP]\{{\^?\w+\}}|\\[sSdDwWhHrntfv]|\\[^\w]|[^\\\[\](){{}}|.*+?^$])"
 _CHOICE = rf"{_ATOM}+(?:\|{_ATOM}+)*"
 _STEP = re.compile(
     rf"(?P<group>\((?:\?:|\?i:)?{_CHOICE}\)(?P<maybe>\?\+?)?)"
@@ -110,6 +110,7 @@ def _goes_on(choice: str) -> bool:
             return False
         if many[:1] in ("*", "+") or step["high"] == "":
             is_open = True
-        if int(step["high"] or step["low"] or 1) > _MAX_REPEAT:
+        low, high = step["low"] or "1", step["high"] or step["low"] or "1"
+        if not 0 < int(high) <= _MAX_REPEAT or int(low) > int(high):
             return False
     return at > 0

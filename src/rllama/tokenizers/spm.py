@@ -32,7 +32,8 @@ class Encoder(Protocol):
 class Specials:
     """Special ids and how a vocabulary wants to be used.
 
-    Notes: strips_space: encoding puts a space before the text, decoding takes it away
+    Notes: strips_space: encoding puts a space before the text, decoding takes it away;
+           stop: ids that end a text beside EOS
     """
 
     bos: int | None = None
@@ -40,6 +41,7 @@ class Specials:
     add_bos: bool = True
     strips_space: bool = True
     unk_surface: bytes = DEFAULT_UNK_SURFACE
+    stop: tuple[int, ...] = ()
 
 
 class SpmTokenizer:
@@ -57,7 +59,7 @@ class SpmTokenizer:
         self.vocab_size = self.n_pieces if vocab_size is None else vocab_size
         self.bos_token_id = specials.bos
         self.eos_token_id = specials.eos
-        self.stop_token_ids: tuple[int, ...] = ()
+        self.stop_token_ids = specials.stop
         self.add_bos = specials.add_bos and specials.bos is not None
         self._encoder, self._vocab, self._strips_space = encoder, vocab, specials.strips_space
         self._unk_surface = specials.unk_surface

@@ -10,7 +10,14 @@ from rllama.tokenizers.charsmap import check_charsmap
 from rllama.tokenizers.spm import Encoder, Specials, SpmTokenizer
 from rllama.tokenizers.spm_model import read_spm_model
 from rllama.tokenizers.spm_proto import Rules, model_proto, producible
-from rllama.tokenizers.vocabulary import CONTROL, Vocabulary, check_vocabulary, vocabulary_of
+from rllama.tokenizers.turn_ends import turn_ends
+from rllama.tokenizers.vocabulary import (
+    CONTROL,
+    USER_DEFINED,
+    Vocabulary,
+    check_vocabulary,
+    vocabulary_of,
+)
 
 
 def load_spm(source: TokenizerSource, where: str) -> SpmTokenizer:
@@ -36,6 +43,8 @@ def load_vocabulary(source: TokenizerSource, where: str) -> SpmTokenizer:
     encoder = _processor(model_proto(usable, rules), where)
     specials = Specials(_control(vocab, b"<s>"), _control(vocab, b"</s>"))
     specials.strips_space = rules.add_space_prefix or rules.remove_extra_whitespaces
+    own = (i for i, kind in enumerate(vocab.types) if kind in (CONTROL, USER_DEFINED))
+    specials.stop = turn_ends((i, vocab.pieces[i].decode()) for i in own)
     return _tokenizer(encoder, vocab, specials, source, where)
 
 
