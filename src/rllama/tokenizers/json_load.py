@@ -13,6 +13,7 @@ from rllama.tokenizers.json_parts import Part, Spelling, parts_of, spelling_of, 
 from rllama.tokenizers.json_vocab import model_of, vocab_of
 from rllama.tokenizers.library import LibraryEncoder, in_a_row, meaning, share
 from rllama.tokenizers.merged import MergedTokenizer, Specials, Tokens
+from rllama.tokenizers.vocabulary import MAX_PIECES
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -130,11 +131,15 @@ def _of_settings(
 
 def _one(entry: object, token_id: object, where: str) -> Added:
     name = entry.get("content") if isinstance(entry, Mapping) else None
-    if not isinstance(entry, Mapping) or type(token_id) is not int or token_id < 0:
+    if not isinstance(entry, Mapping) or type(token_id) is not int:
         raise FormatError(f"{where}: an added token without an id")
+    if not 0 <= token_id < MAX_PIECES:
+        raise FormatError(f"{where}: an added token has an id outside 0 to {MAX_PIECES - 1}")
     if not isinstance(name, str) or not 0 < len(name) <= _MAX_ADDED_CHARS:
         raise FormatError(f"{where}: added token {token_id}: a name of 1 to {_MAX_ADDED_CHARS} "
                           "characters is wanted")  # fmt: skip
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise FormatError(f"{where}: added token {token_id}: its name is not Unicode text")
     return Added(token_id, name, _flags(entry))
 
 
@@ -197,7 +202,7 @@ def _template_first(step: Part, ids: Mapping[str, int], where: str) -> int | Non
         special = piece.get("SpecialToken") if isinstance(piece, Mapping) else None
         names.append(special.get("id") if isinstance(special, Mapping) else None)
     for name in names:
-        if name is not None and name not in ids:
+        if name is not None and (not isinstance(name, str) or name not in ids):
             raise FormatError(f"{where}: the post-processor names {ascii(name)[:60]}, which is no "
                               "token of the vocabulary")  # fmt: skip
     return ids[names[0]] if names and names[0] is not None else None

@@ -104,9 +104,8 @@ def guarded(make: Callable[[], _T], where: str) -> _T:
 
 def _is_library_failure(error: BaseException) -> bool:
     """Whether the library raised it: a plain Exception, or a Rust panic, which is not even one."""
-    return type(error) in (Exception, ValueError, TypeError, OverflowError) or (
-        type(error).__name__ == "PanicException"
-    )
+    is_plain = type(error) is Exception or isinstance(error, (ValueError, TypeError, OverflowError))
+    return is_plain or type(error).__name__ == "PanicException"
 
 
 def one_line(error: BaseException) -> str:

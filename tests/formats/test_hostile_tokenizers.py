@@ -1,0 +1,60 @@
+"""Every bad tokenizer is refused by a documented error, in one line, quickly, in little memory."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import hostile_tokenizers
+import pytest
+from hostile_case import Case
+from test_hostile_files import assert_one_line, bounds, fresh, mutate
+
+from rllama import load_tokenizer
+from rllama.errors import RllamaError
+
+CASES = hostile_tokenizers.cases()
+
+
+def attempt(path: Path) -> RllamaError | None:
+    """Load and use a tokenizer within bounds; the documented error, if there was one."""
+    with bounds():
+        try:
+            tokenizer = load_tokenizer(path)
+            ids = tokenizer.encode("abc \n <s>\u0301\ud800", parse_special=True)
+            assert tokenizer.decode_bytes(ids) == b"".join(map(tokenizer.piece_bytes, ids))
+        except RllamaError as error:
+            assert_one_line(error)
+            return error
+    return None
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_hostile_tokenizer_gets_its_verdict(
+    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = attempt(case.make(tmp_path))
+    assert type(error) is (case.error or type(None)), error
+    assert error is None or re.search(case.fragment, str(error)), error
+    assert capfd.readouterr().err == ""  # no library speaks up, and nothing panics
+
+
+@pytest.mark.parametrize("n", [150, pytest.param(3000, marks=pytest.mark.slow)])
+def test_hostile_mutation_of_a_tokenizer_opens_or_is_refused(n: int, tmp_path: Path) -> None:
+    data = hostile_tokenizers.good_text().encode()
+    refused = 0
+    for number in range(n):
+        folder = fresh(tmp_path, number)
+        (folder / "tokenizer.json").write_bytes(
+            mutate(data, len(data), random.Random(f"tokenizer {number}"))
+        )
+        refused += attempt(folder / "tokenizer.json") is not None
+    assert refused > n // 2
+
+
+def test_hostile_tokenizers_cover_the_catalogue() -> None:
+    rows = Counter(case.row for case in CASES)
+    assert {f"K{n}" for n in range(15)} <= set(rows)
+    assert len(CASES) >= 200
