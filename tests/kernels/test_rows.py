@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kernels.cases import (
+    BLOCK_BYTES,
+    BLOCK_LEN,
     BLOCKS,
     FLOATS,
     FORMATS,
@@ -23,6 +25,7 @@ from reference import ref_ops
 from reference.ref_ops import F32, U
 
 from rllama._kernels import core
+from rllama.quant import dequantize
 
 WIDTHS = [1, 2, 3, 5, 8, 15, 16, 17, 31, 63, 64, 65, 100, 129, 288, 1000]
 TOKENS = [1, 2, 16, 17, 33]  # around the 16 rows that a thread takes at once
@@ -210,6 +213,21 @@ def test_embed_is_exact(isa: str, fmt: str) -> None:
         want = case.values.astype(np.float32)[ids]
         for n_threads in THREADS:
             assert_same_bits(embed(isa, case, ids, n_threads), want, f"K{n_cols}")
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_embed_of_any_bytes_is_what_the_codec_says(isa: str, fmt: str) -> None:
+    """2,000 blocks: every code of every book, scales of every size, some of them not finite. The
+    codecs say the same as ggml's to the bit (tests/quant)."""
+    n_cols = 20 * max(32, BLOCK_LEN[fmt])
+    rng = np.random.default_rng(16)
+    n_bytes = 100 * n_cols // BLOCK_LEN[fmt] * BLOCK_BYTES[fmt]
+    case = Case(fmt, rng.integers(0, 256, n_bytes, dtype=np.uint8), 100, n_cols)
+    got, want = embed(isa, case, list(range(100))), dequantize(fmt, case.raw, (100, n_cols))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    usual = ~np.isnan(want)
+    assert usual.any()
+    assert_same_bits(got[usual], want[usual], fmt)
 
 
 @pytest.mark.parametrize("fmt", BLOCKS)

@@ -8,6 +8,15 @@
 
 #include "half.h"
 
+/* Eight small numbers side by side in one integer, the first lowest. */
+#define RL_EACH_BYTE 0x0101010101010101u
+
+/* Eight bits as bytes of 0 and 1. */
+static inline uint64_t bytes_of_bits(int bits) {
+    uint64_t one_of_each = (uint64_t)bits * RL_EACH_BYTE & 0x8040201008040201u;
+    return (one_of_each + 0x7f * RL_EACH_BYTE) >> 7 & RL_EACH_BYTE;
+}
+
 #include "kernels/dequant_32.inc"
 #include "kernels/dequant_k.inc"
 #include "kernels/dequant_iq.inc"
