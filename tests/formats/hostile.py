@@ -13,8 +13,11 @@ import hostile_gguf_split
 import hostile_gguf_types
 import hostile_hf
 import hostile_llama2c
+import hostile_meta
 import hostile_packed
+import hostile_pickle
 import hostile_safetensors
+import hostile_torch
 from hostile_case import Case
 
 __all__ = ["Case", "Seed", "all_cases", "seeds"]
@@ -33,6 +36,9 @@ def all_cases() -> list[Case]:
         hostile_llama2c,
         hostile_config,
         hostile_packed,
+        hostile_torch,
+        hostile_pickle,
+        hostile_meta,
     ):
         cases += module.cases()
     ids = [case.id for case in cases]
@@ -75,6 +81,10 @@ def seeds() -> Iterator[Seed]:
     yield Seed(
         "tokenizer.bin", hostile_llama2c.GOOD_TOKENIZER, hostile_llama2c.place_tokenizer, 400
     )
+
+    yield Seed("torch", hostile_torch.GOOD, hostile_torch.place, 10**6)
+    yield Seed("torch-pickle", hostile_torch.GOOD_PICKLE, hostile_pickle.place_pickle, 10**6)
+    yield Seed("params", hostile_meta.PARAMS, hostile_meta.place_params, 10**6)
 
 
 def _plain(folder: Path, data: bytes) -> Path:

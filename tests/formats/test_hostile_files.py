@@ -22,6 +22,7 @@ from rllama.formats.checkpoint import Checkpoint
 from rllama.loader import open_model
 from rllama.making import unpacked
 from rllama.packed import PackedView
+from rllama.tensor import JoinedView
 
 CASES = all_cases()
 SEEDS = list(seeds())
@@ -51,8 +52,9 @@ def assert_usable(checkpoint: Checkpoint) -> None:
         for view in checkpoint.tensors.values():
             if isinstance(view, PackedView):
                 unpacked(view, BACKEND)
-            else:
-                assert np.frombuffer(view.data, np.uint8).max(initial=0) >= 0
+                continue
+            for part in view.parts if isinstance(view, JoinedView) else (view,):
+                assert np.frombuffer(part.data, np.uint8).max(initial=0) >= 0
     finally:
         checkpoint.close()
 
@@ -144,5 +146,6 @@ def test_hostile_corpus_covers_the_catalogue() -> None:
     wanted |= {f"L{n}" for n in range(1, 11)} | {"C1", "C2", "C5", "C6", "C7", "C8", "C9", "C10",
                                                  "C11", "C12", "C13"}  # fmt: skip
     wanted |= {"Q1", "Q2", "Q3", "Q4"}
+    wanted |= {f"P-{n}" for n in range(1, 24)} | {"C3", "C4"}
     assert wanted <= set(rows)
     assert len(CASES) >= 500

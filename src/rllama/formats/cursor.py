@@ -178,9 +178,20 @@ class ByteCursor:
         self.offset = end
         return self.data[start:end]
 
+    def byte(self, what: str) -> int:
+        """The next byte."""
+        if self.offset >= len(self.data):
+            raise FormatError(f"{self.where}: {what} at offset {self.offset}: it ends there")
+        self.offset += 1
+        return self.data[self.offset - 1]
+
     def unpack(self, layout: struct.Struct, what: str) -> tuple[Any, ...]:
         """The next values of a `struct` layout."""
-        return layout.unpack(self.take(layout.size, what))
+        start = self.offset
+        if start + layout.size > len(self.data):
+            self.take(layout.size, what)  # says so
+        self.offset = start + layout.size
+        return layout.unpack_from(self.data, start)
 
     def line(self, limit_bytes: int, what: str) -> bytes:
         """The bytes up to the next newline, which is stepped over."""

@@ -10,7 +10,8 @@ from typing import Any
 from rllama.errors import FormatError, UnsafeFileError, UnsupportedError
 from rllama.formats.cursor import ByteCursor
 
-_MAX_STEPS = 500_000
+_MAX_STEPS = 200_000
+_MAX_MEMO = 100_000
 _MAX_LINE_BYTES = 256
 _MAX_INT_BYTES = 16
 
@@ -90,11 +91,11 @@ class _Reader:
             raise self.fail(f"pickle protocol {first[-1]} is not known")
         self.cursor.take(2, "protocol")
         for _ in range(_MAX_STEPS):
-            opcode = self.cursor.take(1, "opcode")
-            if opcode == b".":
-                return self.finish()
-            action = _ACTIONS.get(opcode)
+            opcode = self.cursor.byte("opcode")
+            action = _BY_CODE[opcode]
             if action is None:
+                if opcode == _STOP:
+                    return self.finish()
                 raise self.unknown(opcode)
             action(self)
         raise self.fail(f"more than {_MAX_STEPS} opcodes")
@@ -118,11 +119,12 @@ class _Reader:
             "of it, and it is never executed here"
         )
 
-    def unknown(self, opcode: bytes) -> FormatError:
+    def unknown(self, opcode: int) -> FormatError:
         """The error for an opcode without a row, for the caller to raise."""
-        if opcode in _UNSAFE:
-            return self.unsafe(f"the opcode {_UNSAFE[opcode]} can run code")
-        return self.fail(f"opcode {opcode[0]:#04x} is not known in a file of weights")
+        words = _UNSAFE.get(bytes([opcode]))
+        if words is not None:
+            return self.unsafe(f"the opcode {words} can run code")
+        return self.fail(f"opcode {opcode:#04x} is not known in a file of weights")
 
     def pop(self) -> Any:
         if not self.stack or self.stack[-1] is _MARK:
@@ -235,7 +237,7 @@ class _Reader:
     # ---- the memo ----
 
     def put(self, index: int) -> None:
-        if index > _MAX_STEPS:
+        if index >= _MAX_MEMO:
             raise self.fail(f"memo entry {index}")
         self.memo[index] = self.top()
 
@@ -290,6 +292,8 @@ _ACTIONS: dict[bytes, Callable[[_Reader], None]] = {
     b"h": lambda r: r.get(r.number(_U8)),
     b"j": lambda r: r.get(r.number(_U32)),
 }
+_BY_CODE = [_ACTIONS.get(bytes([code])) for code in range(256)]
+_STOP = ord(".")
 
 
 def _check_frame(reader: _Reader, n_bytes: int) -> None:
