@@ -146,6 +146,18 @@ def test_matmul_add_adds_once(isa: str, fmt: str, n_rows: int) -> None:
             assert_same_bits(got, want, f"T{n_tokens}, {n_threads} threads")
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt != "BF16"])
+def test_matmul_levels_agree_to_the_bit(fmt: str) -> None:
+    """One token, a few, a tile cut into pieces of 256 columns, panels."""
+    case = random_weight(fmt, 37, fit(fmt, 800), seed=14)
+    for n_tokens in (1, 3, 7, 40):
+        x = random_x(n_tokens, case.n_cols, seed=15)
+        want = matmul(context(LEVELS[0]), x, case.weight)[0]
+        for level in LEVELS[1:]:
+            got = matmul(context(level), x, case.weight)[0]
+            assert_same_bits(got, want, f"{fmt} {level} T{n_tokens}")
+
+
 @pytest.mark.parametrize("fmt", BLOCKS)
 def test_matmul_quantised_stays_within_half_a_step(isa: str, fmt: str) -> None:
     """Against unrounded activations: half an 8-bit step of every value, and the f32 sums."""
