@@ -16,12 +16,19 @@ KVDType = Literal["auto", "f32", "f16"]
 
 
 def sizes(spec: str, letters: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape that a spec in letters stands for: "H*d + G*d, D" has H*d and G*d rows."""
-    return tuple(
-        sum(math.prod(letters[letter.strip()] for letter in term.split("*"))
-            for term in axis.split("+"))
-        for axis in spec.split(",")
-    )  # fmt: skip
+    """The shape that a spec in letters stands for: "H*d + G*d, D" has H*d and G*d rows.
+
+    Raises:  ConfigError for a letter that there is not
+    """
+    try:
+        return tuple(
+            sum(math.prod(letters[letter.strip()] for letter in term.split("*"))
+                for term in axis.split("+"))
+            for axis in spec.split(",")
+        )  # fmt: skip
+    except KeyError as error:
+        raise ConfigError(f"shape {spec!r}: no such letter: {error}; there are {' '.join(letters)}"
+                          ) from None  # fmt: skip
 
 
 def _require(ok: bool, message: str) -> None:

@@ -11,9 +11,11 @@ from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import experts, names
 from rllama.formats.chat_templates import gguf_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
+from rllama.formats.fields import Fields
 from rllama.formats.files import printable, read_head
 from rllama.formats.gguf_header import MAGIC, GgufArray, GgufHeader, GgufTensor
 from rllama.formats.gguf_split import open_pieces
+from rllama.formats.hooks import hooks_of
 from rllama.formats.hparams import FindArch, require_arch
 from rllama.formats.hparams_gguf import gguf_config
 from rllama.formats.hparams_gguf_rope import Factors
@@ -68,11 +70,15 @@ def _assemble(
     is_listing = lenient and _cannot_run(header, tensors, find_arch)
     if not is_listing:
         _require_model(header, tensors)
-    table = names.gguf_table(header.values.get("general.architecture"))
+    arch = header.values.get("general.architecture")
+    hooks = hooks_of(arch, find_arch)
+    fields = hooks.fields(Fields(header.values, header.where))
+    table = {**names.gguf_table(arch), **hooks.gguf_names}
     views, extras = _views(tensors, table, lenient=is_listing)
     factors = {} if is_listing else _rope_factors(tensors)
-    config = None if is_listing else _config(header, views, factors, find_arch)
+    config = None if is_listing else _config(header, fields, views, factors, find_arch)
     if config is not None:
+        config = hooks.numbers(fields, config)
         views = _with_gate_up(views, config.ffn_dim)
     found: dict[str, View] = dict(views) if is_listing else experts.split(views)
     vocabulary, problem = _vocabulary(header)
@@ -137,6 +143,7 @@ def _extra(tensor: GgufTensor) -> Extra:
 
 def _config(
     header: GgufHeader,
+    fields: Fields,
     views: dict[str, TensorView],
     rope_factors: Factors,
     find_arch: FindArch | None,
@@ -149,7 +156,7 @@ def _config(
             f"{header.where}: the vocabulary has {count} tokens, but the embedding has {rows} rows"
         )
     return gguf_config(
-        header, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views,
+        fields, vocab_size=rows or max(count, 1), n_tokens=count, tied_head="lm_head" not in views,
         rope_factors=rope_factors, find_arch=find_arch,
     )  # fmt: skip
 

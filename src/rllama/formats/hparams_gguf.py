@@ -9,7 +9,7 @@ from rllama.config import GenerationDefaults, ModelConfig
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
 from rllama.formats.gguf_families import GgufFamily, gguf_family
-from rllama.formats.gguf_header import GgufArray, GgufHeader
+from rllama.formats.gguf_header import GgufArray
 from rllama.formats.hparams import (
     FindArch,
     build,
@@ -30,7 +30,7 @@ _SAMPLING = (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"), ("
 
 
 def gguf_config(
-    header: GgufHeader,
+    fields: Fields,
     *,
     vocab_size: int,
     n_tokens: int,
@@ -44,8 +44,7 @@ def gguf_config(
     Notes:   rope_factors as `rope_numbers` has them
     Raises:  ConfigError, UnsupportedError
     """
-    where = header.cursor.file.where
-    fields = Fields(header.values, where)
+    where = fields.where
     arch = _gguf_arch(fields, find_arch)
     key = f"{arch}.".__add__
     sizes = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count",

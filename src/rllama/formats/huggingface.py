@@ -17,6 +17,7 @@ from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
 from rllama.formats.files import is_dir, is_file, leaves_folder, list_dir, printable
+from rllama.formats.hooks import hooks_of
 from rllama.formats.hparams import FindArch
 from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
@@ -184,7 +185,10 @@ def _refuse_twins(shards: list[Shard]) -> None:
 def _assemble(
     path: str, folder: str, config: Fields, shards: list[Shard], find_arch: FindArch | None
 ) -> Checkpoint:
+    hooks = hooks_of(config.values.get("model_type"), find_arch)
+    config = hooks.fields(config)
     table = names.hf_table(name for _, entries, _ in shards for name in entries)
+    table = {**table, **hooks.hf_names}
     found, extras = _views(shards, table, read_scheme(config, folder))
     embed = found.get("embed")
     where = printable(path)
@@ -198,6 +202,7 @@ def _assemble(
         config, generation, vocab_size=embed.shape[0], embed_dtype=embed.dtype, tensors=found,
         name=os.path.basename(os.path.abspath(path)), find_arch=find_arch,
     )  # fmt: skip
+    numbers = hooks.numbers(config, numbers)
     if numbers.tied_head and "lm_head" in found:
         _check_tied(embed, found["lm_head"], where)
     metadata: dict[str, Any] = {"files": [file.path for file, _, _ in shards]}
@@ -205,7 +210,7 @@ def _assemble(
     tokenizer, problem = tokenizer_beside(folder, numbers.vocab_size)
     return Checkpoint(
         path, NAME, numbers, experts.split(found, turned=numbers.arch == "gpt_oss"), tokenizer,
-        metadata, extras=extras, names=names.HF,
+        metadata, extras=extras, names=table,
         chat=folder_chat(folder),
         no_tokenizer=problem,
     )  # fmt: skip

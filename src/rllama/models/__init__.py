@@ -72,9 +72,17 @@ _NOT_HERE: dict[str, str] = {
 
 
 def find(arch: str) -> type[Decoder]:
-    """The class of an architecture. Raises UnsupportedError that says why or names the nearest."""
+    """The class of an architecture: one of ours, or a plug-in's.
+
+    Raises:  UnsupportedError that says why or names the nearest
+    """
     home = ALIASES.get(arch)
     if home is None:
+        from rllama.models.plugins import find_plugin
+
+        plugged = find_plugin(arch)
+        if plugged is not None:
+            return plugged
         raise UnsupportedError(_unknown(arch if len(arch) <= 40 else arch[:37] + "..."))
     module, _, name = home.partition(":")
     found: type[Decoder] = getattr(import_module(f"rllama.models.{module}"), name)

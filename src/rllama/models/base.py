@@ -56,10 +56,13 @@ class Decoder:
     """A decoder-only model on a backend. Subclasses name their tensors and write `forward`.
 
     Notes:   tensors are as `check_tensors` gave them; `layers[i]` has those of a layer,
-             tensors outside the layers are attributes of the model
+             tensors outside the layers are attributes of the model; HF_NAMES and GGUF_NAMES are
+             names of tensors that formats/names.py has not (docs/plugins.md)
     """
 
     TENSORS: ClassVar[tuple[T, ...]] = ()
+    HF_NAMES: ClassVar[Mapping[str, str]] = {}
+    GGUF_NAMES: ClassVar[Mapping[str, str]] = {}
 
     embed: Weight
     final_norm: Weight
@@ -85,6 +88,16 @@ class Decoder:
         for i, layer in enumerate(self.layers):
             layer.attend_spec = self._attend_spec(i)
         self.scratch = backend.scratch(scratch_spec(cfg, max_batch_tokens))
+
+    @classmethod
+    def adapt(cls, fields: dict[str, object]) -> Mapping[str, object]:
+        """The keys of a config.json or a GGUF as their readers know them, before they are read."""
+        return fields
+
+    @classmethod
+    def config(cls, fields: Mapping[str, object], cfg: ModelConfig) -> ModelConfig:
+        """The numbers of a model, given what its file says and what was read from that."""
+        return cfg
 
     def forward(self, batch: Batch, kv: KVStore) -> NDArray[np.float32]:
         """Compute one step; the logits of `batch.logit_rows`.
