@@ -12,8 +12,9 @@ import pytest
 from hostile_case import Case
 from test_hostile_files import assert_one_line, bounds, fresh, mutate
 
-from rllama import load_tokenizer
-from rllama.errors import RllamaError
+from rllama import LLM, SamplingParams, load_tokenizer
+from rllama.errors import ConfigError, RllamaError, UnsupportedError
+from rllama.tools.inspect_file import inspect_file
 
 CASES = hostile_tokenizers.cases()
 
@@ -58,3 +59,26 @@ def test_hostile_tokenizers_cover_the_catalogue() -> None:
     rows = Counter(case.row for case in CASES)
     assert {f"K{n}" for n in range(15)} <= set(rows)
     assert len(CASES) >= 200
+
+
+def test_a_model_with_a_tokenizer_of_an_unknown_kind_runs_on_ids(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.id == "K9-gguf_new_pre")
+    path = case.make(tmp_path)
+    with LLM(path, n_threads=1) as llm:
+        assert llm.tokenizer is None
+        assert llm.generate([1, 2], SamplingParams(max_new_tokens=2)).token_ids
+        with pytest.raises(ConfigError, match=r"token ids alone; .*pre is 'x'; known are"):
+            llm.generate("text")
+    with pytest.raises(UnsupportedError, match="pre is 'x'"):
+        LLM(path, tokenizer_path=path)
+
+
+def test_inspect_says_why_there_is_no_tokenizer(tmp_path: Path) -> None:
+    for variant, kind, says in (("new_pre", "bpe", "known are"), ("model_new", "none", "'rwkv'")):
+        case = next(case for case in CASES if case.id.endswith(f"gguf_{variant}"))
+        report = inspect_file(case.make(tmp_path))["tokenizer"]
+        assert report["kind"] == kind
+        assert says in report["error"]
+    good = next(case for case in CASES if case.id == "K0-gguf_good")
+    report = inspect_file(good.make(tmp_path))["tokenizer"]
+    assert (report["kind"], report["pre"], report["pieces"]) == ("bpe", "qwen2", 262)

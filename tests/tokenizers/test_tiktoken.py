@@ -96,10 +96,6 @@ def test_tiktoken_special_tokens_are_those_of_the_versions() -> None:
     assert [at(f"<|{name}|>") for name in ("begin_of_text", "end_of_text", "finetune_right_pad_id",
             "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag",
             "reserved_special_token_250")] == [0, 1, 4, 6, 7, 8, 9, 10, 255]  # fmt: skip
-    assert three.other_names == {
-        "<|reserved_special_token_2|>": 4, "<|reserved_special_token_4|>": 8,
-        "<|reserved_special_token_5|>": 10,
-    }  # fmt: skip
     at = four.special_names.index
     assert [at(f"<|{name}|>") for name in ("begin_of_text", "fim_prefix", "header_start",
             "eom", "eot", "finetune_right_pad", "image_start", "patch",
@@ -217,7 +213,7 @@ def test_llama3_specials_are_known(data_dir: Path) -> None:
     for token_id in {*range(127_000, 128_256)} - renamed:
         assert ours.token_text(token_id) == gguf.token_text(token_id)
         assert ours.piece_bytes(token_id) == gguf.piece_bytes(token_id)
-    assert ours.encode("<|reserved_special_token_4|>", parse_special=True) == [128_008]
+    assert ours.encode("<|eom_id|>", parse_special=True) == [128_008]
 
 
 def test_llama3_in_a_model_with_fewer_rows_is_refused(data_dir: Path) -> None:

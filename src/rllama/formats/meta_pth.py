@@ -20,7 +20,7 @@ from rllama.formats.hparams_meta import meta_config, meta_fields, require_number
 from rllama.formats.json_file import read_fields
 from rllama.formats.meta_merge import merge
 from rllama.formats.safe_pickle import Namespace
-from rllama.formats.tokenizer_files import find_tokenizer
+from rllama.formats.tokenizer_files import find_tokenizer, tokenizer_beside
 from rllama.formats.torch_archive import is_torch_path, unzipped_root
 from rllama.formats.torch_file import TorchFile
 from rllama.tensor import View
@@ -186,9 +186,12 @@ def _assemble(
     if unknown := unknown_keys(fields):
         log.info("%s: ignored: %s", fields.where, ", ".join(printable(key) for key in unknown[:8]))
     metadata: dict[str, Any] = {"files": [shard.path for shard in shards], "params": fields.values}
-    tokenizer = _find_tokenizer(folder, config.vocab_size)
+    tokenizer, problem = _find_tokenizer(folder, config.vocab_size)
     kept = tuple(extra for extra in extras if not extra.name.endswith(_ROTATIONS))
-    return Checkpoint(path, NAME, config, found, tokenizer, metadata, extras=kept, names=names.META)
+    return Checkpoint(
+        path, NAME, config, found, tokenizer, metadata, extras=kept, names=names.META,
+        no_tokenizer=problem,
+    )  # fmt: skip
 
 
 def _require_names(shards: list[TorchFile]) -> None:
@@ -250,14 +253,15 @@ def _config(
     )  # fmt: skip
 
 
-def _find_tokenizer(folder: str, vocab_size: int) -> TokenizerSource | None:
+def _find_tokenizer(folder: str, vocab_size: int) -> tuple[TokenizerSource | None, str]:
     """The tokenizer beside the weights; else one a folder up, where Meta puts it, if it fits."""
-    found = find_tokenizer(folder, vocab_size=vocab_size)
+    found, problem = tokenizer_beside(folder, vocab_size)
     if found is not None:
-        return found
+        return found, ""
     try:
         above = find_tokenizer(os.path.dirname(os.path.abspath(folder)), vocab_size=vocab_size)
     except RllamaError as error:
         log.info("a tokenizer one folder up is left alone: %s", error)
-        return None
-    return above if above is not None and len(above.pieces) <= vocab_size else None
+        return None, problem
+    fits = above is not None and len(above.pieces) <= vocab_size
+    return (above, "") if fits else (None, problem)

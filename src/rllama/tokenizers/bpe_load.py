@@ -63,7 +63,6 @@ def load_tiktoken(source: TokenizerSource, where: str) -> MergedTokenizer:
     names = {rank: name for name, rank in vocab.items()}
     full = {name: first + i for i, name in enumerate(version.special_names)}
     names |= {token_id: name for name, token_id in full.items()}
-    full |= {name: first + i for name, i in version.other_names.items()}
     special = frozenset(range(first, first + len(version.special_names)))
     encoder = _encoder(version.pre, vocab, _merges_of(vocab), {}, full, where, longest_run=25_000)
     stop = tuple(full[name] for name in version.stop_names)

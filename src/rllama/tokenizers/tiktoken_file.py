@@ -15,12 +15,11 @@ from rllama.tokenizers.vocabulary import MAX_PIECE_BYTES, MAX_PIECES
 class Version:
     """What belongs to a file and is not in it.
 
-    Notes:   special names follow the last rank; other names give an offset from there
+    Notes:   special names follow the last rank
     """
 
     pre: Pre
     special_names: tuple[str, ...]
-    other_names: dict[str, int]
     stop_names: tuple[str, ...]
 
 
@@ -67,12 +66,9 @@ def _llama3() -> Version:
     given = {0: "<|begin_of_text|>", 1: "<|end_of_text|>", 6: "<|start_header_id|>",
              7: "<|end_header_id|>", 9: "<|eot_id|>"}  # fmt: skip
     names = [given.get(i) or next(reserved) for i in range(256)]
-    later = {4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 10: "<|python_tag|>"}
-    others = {names[i]: i for i in later}
-    for i, name in later.items():
-        names[i] = name
+    names[4], names[8], names[10] = "<|finetune_right_pad_id|>", "<|eom_id|>", "<|python_tag|>"
     pre = Pre((LLAMA3,), ignore_merges=True)
-    return Version(pre, tuple(names), others, ("<|eot_id|>", "<|eom_id|>"))
+    return Version(pre, tuple(names), ("<|eot_id|>", "<|eom_id|>"))
 
 
 def _numbered(kind: str, count: int, first: int = 0) -> Iterator[str]:
@@ -93,4 +89,4 @@ def _llama4() -> Version:
     ]  # fmt: skip
     names += _numbered("", 2048 - len(names))
     pre = Pre((LLAMA4,), ignore_merges=True)
-    return Version(pre, tuple(names), {}, ("<|eot|>", "<|eom|>"))
+    return Version(pre, tuple(names), ("<|eot|>", "<|eom|>"))
