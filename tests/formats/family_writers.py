@@ -50,10 +50,17 @@ _HF = {
     "b_router": "mlp.router.bias", "sinks": "self_attn.sinks",
 }  # fmt: skip
 # Names that one family has otherwise.
-_OTHERWISE = {
+_HF_OTHERWISE = {
     "mixtral": {"router": "block_sparse_moe.gate.weight"},
     "gpt_oss": {"router": "mlp.router.weight"},
-    "gpt-oss": {"ffn_norm": "post_attention_norm.weight"},
+    "glm4": {
+        "ffn_norm": "post_attention_layernorm.weight",
+        "post_attn_norm": "post_self_attn_layernorm.weight",
+        "post_ffn_norm": "post_mlp_layernorm.weight",
+    },
+}
+_GGUF_OTHERWISE = {
+    arch: {"ffn_norm": "post_attention_norm.weight"} for arch in ("gpt-oss", "seed_oss")
 }
 _HF_POST_NORMED = {
     **_HF, "post_attn_norm": "post_attention_layernorm.weight",
@@ -106,7 +113,7 @@ def write_family_gguf(
     raw.kvs[f"{arch}.rope.freq_base"] = (F32, cfg.rope_theta)
     for key, value in keys.items():
         raw.kvs[key if key.startswith("general.") else f"{arch}.{key}"] = value
-    names = _GGUF | _OTHERWISE.get(arch, {})
+    names = _GGUF | _GGUF_OTHERWISE.get(arch, {})
     weights = gguf_weights(cfg, without_experts(tensors), interleaved=interleaved)
     named = {_named(name, names, "blk"): x for name, x in weights.items()}
     for name, x in (named | experts(tensors)).items():
@@ -149,7 +156,7 @@ def write_family_hf(
     (folder / "config.json").write_text(json.dumps(numbers))
     is_post_normed = any("post_ffn_norm" in name for name in tensors)
     names = _HF_POST_NORMED if is_post_normed else _HF
-    names = names | _OTHERWISE.get(str(numbers["model_type"]), {})
+    names = names | _HF_OTHERWISE.get(str(numbers["model_type"]), {})
     dense = without_experts(tensors)
     entries = {rename(_named(name, names, "model.layers")): x for name, x in dense.items()}
     entries |= hf_experts(tensors, numbers["model_type"]) if experts is None else experts

@@ -9,7 +9,8 @@ import pytest
 from rllama.formats.hf_families import FAMILIES
 
 # Keys that transformers turns into others when it makes a config.
-TURNED = {"sliding_window_pattern", "rope_theta", "rope_local_base_freq", "no_rope_layer_interval"}
+TURNED = {"sliding_window_pattern", "rope_theta", "rope_local_base_freq", "no_rope_layer_interval",
+          "partial_rotary_factor"}  # fmt: skip
 # Nothing is assumed where transformers always has a window, and where it never looks for one.
 OURS = {"use_sliding_window", "sliding_window"}
 

@@ -10,7 +10,8 @@ from rllama.models import ALIASES, find
 from rllama.models.table import expand
 
 TABLES = {
-    "gguf": names.GGUF, "hf": names.HF, "hf_post": names.HF_POST_NORMED, "llama2c": names.LLAMA2C,
+    "gguf": names.GGUF, "hf": names.HF, "hf_post": names.HF_POST_NORMED,
+    "hf_glm4": names.HF_GLM4, "llama2c": names.LLAMA2C,
 }  # fmt: skip
 OURS = {row.name for arch in ALIASES for row in find(arch).TENSORS}
 POST_NORMS = {"layers.{i}.post_attn_norm", "layers.{i}.post_ffn_norm"}
@@ -18,7 +19,7 @@ PLAIN = {row.name for row in find("llama").TENSORS if not row.optional and not r
 # Gate and up in one are `ffn_up` in a GGUF, which only their height tells.
 KNOWN = {
     "gguf": OURS - {"layers.{i}.w_gate_up"}, "hf": OURS - POST_NORMS, "hf_post": OURS,
-    "llama2c": PLAIN,
+    "hf_glm4": OURS, "llama2c": PLAIN,
 }  # fmt: skip
 # Files name routers and experts in several ways, and have no biases but those of stacks.
 EXPERTS = {name for name in OURS if "expert" in name or name.endswith("router")}

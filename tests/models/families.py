@@ -164,6 +164,20 @@ FAMILIES: dict[str, Family] = {
               "rope.scaling.factor": (F32, 8.0), "attention.scale": (F32, 1 / math.sqrt(12))},
         gguf_arch="gemma3",
     ),
+    "exaone4": Family(
+        "exaone4", {"windows": (20, 20, 20, 0), "unrotated_layers": (3,)},
+        hf={"sliding_window": 20, "sliding_window_pattern": 4},
+        gguf={"attention.sliding_window": _WINDOW},
+    ),
+    "seed_oss": Family("seed_oss"),
+    "glm4": Family(
+        "glm4", {"n_rotated": 4, "rope_style": "interleaved"},
+        gguf={"rope.dimension_count": (U32, 4)}, parts=("w_gate_up", "bq", "bk", "bv"),
+    ),
+    "ernie4_5": Family(
+        "ernie4_5", {"rope_style": "interleaved", "rope_theta": 5e5, "tied_head": True},
+        hf={"use_bias": True}, parts=BIASES,
+    ),
     "olmo2": Family("olmo2"),
     "mixtral": Family(
         "mixtral", {"n_experts": 5, "n_experts_used": 2, "expert_ffn_dim": 64},

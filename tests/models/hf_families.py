@@ -127,6 +127,16 @@ CASES: dict[str, Case] = {
         **_HEAD, **_WINDOW, "num_local_experts": 6, "num_experts_per_tok": 3,
         "rope_parameters": {**_YARN, "truncate": False, "beta_fast": 32.0},
     }),
+    "exaone4": Case("Exaone4Config", {
+        **_WINDOW, "num_hidden_layers": 5, "rope_parameters": _LLAMA3,
+    }),
+    "exaone4_wide": Case("Exaone4Config", {
+        "sliding_window": None, "layer_types": ["full_attention"] * 4,
+    }),
+    "seed_oss": Case("SeedOssConfig", _HEAD),
+    "glm4": Case("Glm4Config", _HEAD),
+    "ernie4_5": Case("Ernie4_5Config", {**_HEAD, "use_bias": True}),
+    "helium": Case("HeliumConfig", {"head_dim": 12}),
     "olmo2": Case("Olmo2Config", {}),
     "olmo3": Case("Olmo3Config", {
         **_WINDOW, "rope_parameters": {

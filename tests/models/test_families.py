@@ -72,8 +72,8 @@ def test_family_gguf_is_read_as_its_numbers(name: str, tmp_path: Path) -> None:
     want = replace(
         family.config, norm_offset=0.0, name="tiny",
         arch=family.arch if family.arch == "mixtral" else family.gguf_arch or family.arch,
-        rope_style="interleaved" if family.interleaved else "half", add_bos=got.add_bos,
-        bos_token_id=got.bos_token_id, eos_token_ids=got.eos_token_ids,
+        rope_style="interleaved" if family.interleaved else family.config.rope_style,
+        add_bos=got.add_bos, bos_token_id=got.bos_token_id, eos_token_ids=got.eos_token_ids,
         **{field: getattr(got, field) for field in ("rope_scaling",) if field in family.differs},
     )  # fmt: skip
     for field in ("norm_eps", "embed_scale", "attn_scale", "rope_theta", "local_rope_theta"):

@@ -15,7 +15,8 @@ class GgufFamily:
              sees everything (0: none does); `window` stands in for an absent one; local_theta: the
              base of the layers with a window, 0 the same base but never scaled, None the same
              rotation; truncates_yarn: where its ramp begins and ends is rounded to whole pairs;
-             every nth layer does not turn; scales_embedding: by the root of its width;
+             every nth layer does not turn; turns_wide_layers: those that see everything turn too
+             where others have a window; scales_embedding: by the root of its width;
              wide_scale: depths at which scores are scaled by dim/n_heads instead of the head's
              width
     Source:  llama.cpp, src/models/*.cpp and llama_model_rope_type
@@ -28,6 +29,7 @@ class GgufFamily:
     window_every: int = 0
     local_theta: float | None = None
     unrotated_every: int = 0
+    turns_wide_layers: bool = True
     scales_embedding: bool = False
     truncates_yarn: bool = True
     wide_scale: frozenset[int] = field(default_factory=frozenset)
@@ -45,6 +47,10 @@ FAMILIES: dict[str, GgufFamily] = {
     "qwen3moe": GgufFamily(),
     "gpt-oss": GgufFamily(activation="swiglu_clamped", has_windows=True, window_every=2,
                           truncates_yarn=False),
+    "exaone4": GgufFamily(has_windows=True, window_every=4, turns_wide_layers=False),
+    "seed_oss": GgufFamily(),
+    "glm4": GgufFamily("interleaved"),
+    "ernie4_5": GgufFamily("interleaved"),
     "gemma": GgufFamily(activation="gelu_tanh", scales_embedding=True),
     "gemma2": GgufFamily(
         activation="gelu_tanh", has_windows=True, window=4096, window_every=2,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rllama.config import Activation
+from rllama.config import Activation, RopeStyle
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,13 +15,16 @@ class HfFamily:
 
     Notes:   `assumed` stands in for keys that are absent (one that is null is said to be nothing);
              norm_offset is added to the weights of norms; scales_embedding: embeddings are
-             multiplied by the root of their width; `activations` renames old spellings
+             multiplied by the root of their width; turns_wide_layers: layers that see everything
+             turn too where others have a window; `activations` renames old spellings
     Source:  transformers, configuration_*.py and modeling_*.py
     """
 
     assumed: Mapping[str, Any] = field(default_factory=dict)
     norm_offset: float = 0.0
     scales_embedding: bool = False
+    rope_style: RopeStyle = "half"
+    turns_wide_layers: bool = True
     activations: Mapping[str, Activation] = field(default_factory=dict)
 
 
@@ -67,6 +70,15 @@ FAMILIES: dict[str, HfFamily] = {
          "sliding_window_pattern": 2, "num_experts_per_tok": 4, "rope_theta": 150000.0},
         activations={"silu": "swiglu_clamped"},
     ),
+    "exaone4": HfFamily({"sliding_window": 4096, "sliding_window_pattern": 4},
+                        turns_wide_layers=False),
+    "seed_oss": HfFamily({**_LLAMA, "attention_bias": True, "attention_out_bias": False,
+                          "head_dim": 128}),
+    "glm4": HfFamily({**_NO_WINDOW, "attention_bias": True, "head_dim": 128,
+                      "partial_rotary_factor": 0.5}, rope_style="interleaved"),
+    "ernie4_5": HfFamily({**_NO_WINDOW, "use_bias": False, "head_dim": 128, "rope_theta": 5e5,
+                          "tie_word_embeddings": True}, rope_style="interleaved"),
+    "helium": HfFamily({**_LLAMA, "head_dim": 128, "rope_theta": 1e5}, rope_style="interleaved"),
     "gemma": HfFamily({**_GEMMA, **_NO_WINDOW, "hidden_act": "gelu_pytorch_tanh"},
                       norm_offset=1.0, scales_embedding=True, activations={"gelu": "gelu_tanh"}),
     "gemma2": HfFamily({**_GEMMA2, "sliding_window_pattern": 2, "attn_logit_softcapping": 50.0,

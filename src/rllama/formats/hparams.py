@@ -54,6 +54,11 @@ def generation_defaults(values: Mapping[str, Any], where: str) -> GenerationDefa
     )  # fmt: skip
 
 
+def wide_layers(windows: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers that see everything where others have a window."""
+    return tuple(i for i, window in enumerate(windows) if not window)
+
+
 def before_growth(where: str, trained: int, scaling: RopeScaling) -> int:
     """The context of a model whose queries grow beyond the original one, which no op does."""
     context = min(trained, scaling.original_max_seq_len)

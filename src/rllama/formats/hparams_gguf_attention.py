@@ -8,6 +8,7 @@ from typing import Any
 from rllama.formats.fields import Fields
 from rllama.formats.gguf_families import GgufFamily
 from rllama.formats.gguf_header import GgufArray
+from rllama.formats.hparams import wide_layers
 
 
 def attention_numbers(
@@ -18,9 +19,11 @@ def attention_numbers(
     Units: head_width dim / n_heads
     """
     every = family.unrotated_every
+    windows = _windows(fields, arch, family, n_layers)
+    unrotated = tuple(i for i in range(n_layers) if every and (i + 1) % every == 0)
     return {
-        "windows": _windows(fields, arch, family, n_layers),
-        "unrotated_layers": tuple(i for i in range(n_layers) if every and (i + 1) % every == 0),
+        "windows": windows,
+        "unrotated_layers": unrotated if family.turns_wide_layers else wide_layers(windows),
         "attn_scale": _scale(fields, arch, family, n_layers, head_width),
         "attn_softcap": fields.number_or(0.0, f"{arch}.attn_logit_softcapping"),
         "logit_softcap": fields.number_or(0.0, f"{arch}.final_logit_softcapping"),

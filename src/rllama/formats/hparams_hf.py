@@ -35,7 +35,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 _SEEING = ("gemma3", "mistral3")
 _SHARED = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "quantization_config")
 # A flag of config.json and a tensor that tells whether it is so.
-_BIASES = (("attention_bias", "layers.0.bq"), ("mlp_bias", "layers.0.b_gate"))
+_BIASES = (("attention_bias", "layers.0.bq"), ("attention_out_bias", "layers.0.bo"),
+           ("mlp_bias", "layers.0.b_gate"), ("use_bias", "layers.0.bq"))  # fmt: skip
 
 
 def hf_config(
@@ -68,8 +69,9 @@ def hf_config(
         config.where, arch=arch, dim=dim, n_heads=n_heads, n_layers=n_layers, head_dim=head_dim,
         ffn_dim=config.whole("intermediate_size"),
         n_kv_heads=config.whole("num_key_value_heads", n_heads),
-        vocab_size=vocab_size, norm_eps=config.number("rms_norm_eps", high=1.0), rope_style="half",
-        **rope_numbers(config, head_dim), **attention_numbers(config, n_layers),
+        vocab_size=vocab_size, norm_eps=config.number("rms_norm_eps", high=1.0),
+        rope_style=family.rope_style,
+        **rope_numbers(config, head_dim), **attention_numbers(config, family, n_layers),
         **_scales(config, family, dim, embed_dtype), **hf_experts(config),
         activation=_activation(config, family),
         tied_head=_hf_tied(config, "lm_head" in tensors),
@@ -92,7 +94,8 @@ def _text_part(config: Fields, find_arch: FindArch | None) -> tuple[str, Fields]
     require_arch(inner_arch, find_arch, config.where)
     names = config.values.get("architectures")
     if names is not None and not (
-        isinstance(names, list) and [str(name).lower() for name in names] == [wanted]
+        isinstance(names, list)
+        and [str(name).lower().replace("_", "") for name in names] == [wanted]
     ):
         raise UnsupportedError(
             f"{config.where}: architectures {shown(names)} with model_type {shown(arch)} is not "

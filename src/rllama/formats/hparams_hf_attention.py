@@ -7,15 +7,21 @@ from typing import Any
 
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
+from rllama.formats.hf_families import HfFamily
+from rllama.formats.hparams import wide_layers
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
-def attention_numbers(config: Fields, n_layers: int) -> dict[str, Any]:
+def attention_numbers(config: Fields, family: HfFamily, n_layers: int) -> dict[str, Any]:
     """The fields of ModelConfig that attention takes. Raises ConfigError, UnsupportedError."""
+    windows = _windows(config, n_layers)
+    unrotated = _unrotated(config, n_layers)
+    if not family.turns_wide_layers:
+        unrotated = wide_layers(windows)
     return {
-        "windows": _windows(config, n_layers),
-        "unrotated_layers": _unrotated(config, n_layers),
+        "windows": windows,
+        "unrotated_layers": unrotated,
         "attn_scale": _scale(config),
         "attn_softcap": config.number_or(0.0, "attn_logit_softcapping"),
         "logit_softcap": config.number_or(0.0, "final_logit_softcapping"),

@@ -38,7 +38,7 @@ GGUF: Table = {
     **GGUF_EXPERTS,
 }
 
-# What one architecture calls otherwise: its norm behind the attention is that of the feed-forward.
+# Two architectures call the norm in front of the feed-forward one behind the attention.
 GGUF_GPT_OSS: Table = GGUF | {"blk.{i}.post_attention_norm.weight": "layers.{i}.ffn_norm"}
 
 # Numbers that a GGUF keeps in tensors: what the period of every rotated pair is multiplied by.
@@ -78,6 +78,12 @@ HF_POST_NORMED: Table = HF | {
     "model.layers.{i}.post_attention_layernorm.weight": "layers.{i}.post_attn_norm",
     "model.layers.{i}.pre_feedforward_layernorm.weight": "layers.{i}.ffn_norm",
     "model.layers.{i}.post_feedforward_layernorm.weight": "layers.{i}.post_ffn_norm",
+}
+
+# GLM-4 has the same norms and leaves the older name where it was.
+HF_GLM4: Table = HF | {
+    "model.layers.{i}.post_self_attn_layernorm.weight": "layers.{i}.post_attn_norm",
+    "model.layers.{i}.post_mlp_layernorm.weight": "layers.{i}.post_ffn_norm",
 }
 
 META: Table = {
@@ -142,12 +148,14 @@ def canonical(table: Table, file_name: str) -> str | None:
 
 def hf_table(file_names: Iterable[str]) -> Table:
     """The rename table of a model in Hugging Face's layout, which its own tensors tell."""
-    return HF_POST_NORMED if any("post_feedforward_layernorm" in n for n in file_names) else HF
+    tables = {"post_feedforward_layernorm": HF_POST_NORMED, "post_mlp_layernorm": HF_GLM4}
+    kinds = (kind for name in file_names for kind in tables if kind in name)
+    return tables.get(next(kinds, ""), HF)
 
 
 def gguf_table(arch: object) -> Table:
     """The rename table of an architecture."""
-    return GGUF_GPT_OSS if arch == "gpt-oss" else GGUF
+    return GGUF_GPT_OSS if arch in ("gpt-oss", "seed_oss") else GGUF
 
 
 def hf_text_name(file_name: str) -> str:

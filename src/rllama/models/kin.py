@@ -42,6 +42,19 @@ class Gemma2(Llama):
     TENSORS = (*Llama.TENSORS, *_POST_NORMS)
 
 
+class Exaone4(Llama):
+    """Llama with norms behind the branches alone, and normed query and key heads.
+
+    Source:  arXiv 2507.11407
+    """
+
+    TENSORS = (
+        *(row for row in Llama.TENSORS if row.name not in _PRE_NORMS),
+        *_POST_NORMS,
+        *HEAD_NORMS,
+    )
+
+
 class Gemma3(Gemma2):
     """Gemma 2 with normed query and key heads.
 
