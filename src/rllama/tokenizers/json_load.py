@@ -77,16 +77,24 @@ def _encoder(
     row = in_a_row({hidden.get(name, name): token_id for name, token_id in vocab.items()})
     inner = model_of(model, row, hidden, where)
     ids = meaning(vocab.values(), row, {token.name: token.token_id for token in added})
-    tokens = [_library_token(token) for token in added]
+    tokens = [_library_token(token, parts) for token in added]
     plain, full = (share(inner, parts, tokens) for _ in "12")
     plain.encode_special_tokens = True
     return LibraryEncoder(plain, full, ids)
 
 
-def _library_token(token: Added) -> AddedToken:
+def _library_token(token: Added, parts: Tokenizer) -> AddedToken:
+    """The token as the library looks for it.
+
+    Notes:   a special token is found under its own name alone, not under what a normaliser makes
+             into it: who keeps its name out of a text keeps the token out
+    """
     from tokenizers import AddedToken
 
-    return AddedToken(token.name, **token.flags)
+    flags = dict(token.flags)
+    if flags["special"] and parts.normalizer is not None:
+        flags["normalized"] &= parts.normalizer.normalize_str(token.name) != token.name
+    return AddedToken(token.name, **flags)
 
 
 def _added(fields: Part, settings: Part, vocab: Mapping[str, int], where: str) -> list[Added]:
