@@ -27,6 +27,7 @@ THREADS = [1, 3] if FEW else [1, 2, 5]
 
 SMALLEST = 2.0**-149  # the smallest f32
 SMALLEST_NORMAL = 2.0**-126
+LARGEST_DOT = 32 * 128 * 127  # of a block's whole numbers; the product of both scales goes with it
 
 
 @lru_cache(maxsize=64)
@@ -154,15 +155,14 @@ def expected(isa: str, case: Case, x: F32) -> tuple[F64, F64]:
         rounded = ref_ops.rounded_activations(x)
         want, _ = ref_ops.matmul(rounded, case.values)
         _, norm = ref_ops.matmul(rounded, case.sizes)
-        return want, (n_cols / 16 + 8) * U * norm + 2 * n_cols * SMALLEST
+        return want, (n_cols / 16 + 8) * U * norm + n_cols / 16 * LARGEST_DOT * SMALLEST
     if case.fmt not in BLOCKS:
         bf16 = rounds_x_to_bf16(isa, case.fmt)
         want, norm = ref_ops.matmul(ref_ops.round_bf16(x) if bf16 else x, case.values)
         tiny = 2 * n_cols * (SMALLEST_NORMAL if bf16 else SMALLEST)
         return want, (n_cols + 2) * U * norm + tiny
     want, norm = ref_ops.matmul_blocks(x, *case.blocks)
-    largest_dot = 32 * 128 * 127
-    return want, (n_cols / 32 + 3) * U * norm + n_cols / 32 * largest_dot * SMALLEST
+    return want, (n_cols / 32 + 3) * U * norm + n_cols / 32 * LARGEST_DOT * SMALLEST
 
 
 def assert_within(got: F32, want: F64, bound: F64, what: str) -> None:
