@@ -73,7 +73,8 @@ def test_config_numbers_that_contradict_each_other_are_refused(
     ("arch", "why"),
     [("qwen3_next", "linear-attention"), ("granitemoehybrid", "recurrent"), ("mamba2", "recurrent"),
      ("gemma3n_text", "share keys"), ("gemma4", "share keys"), ("bert", "encoder"),
-     ("siglip_vision_model", "images"), ("deepseek_v3", "latent"), ("Qwen2_5_VL", "images")],
+     ("siglip_vision_model", "images"), ("deepseek_v3", "latent"), ("qwen2_moe", "another kind"),
+     ("Qwen2_5_VL", "images")],
 )  # fmt: skip
 def test_find_well_known_arch_that_is_not_here_says_why(arch: str, why: str) -> None:
     with pytest.raises(UnsupportedError, match=f"'{arch}'.*not in this version.*{why}"):

@@ -72,6 +72,12 @@ _NOT_HERE: dict[str, str] = {
          "paligemma", "internvl", "idefics", "phi4_multimodal", "phi4mm"),
         "it is a model of images and text whose text part is not supported on its own",
     ),
+    **dict.fromkeys(
+        ("qwen2_moe", "qwen2moe", "granitemoe", "phimoe", "olmoe", "dbrx", "glm4_moe", "glm4moe",
+         "ernie4_5_moe", "ernie4_5-moe", "minimax", "hunyuan_v1_moe", "hunyuan-moe", "bailingmoe",
+         "bailing_moe", "dots1", "grok", "arctic", "jetmoe", "smallthinker"),
+        "its mixture of experts is of another kind (shared experts, another router)",
+    ),
     "llama4": "it attends in chunks",
 }  # fmt: skip
 
