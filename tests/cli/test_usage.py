@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
+from formats.family_writers import hf_numbers, write_family_hf
 from formats.writers import random_model, small_vocab, tiny_config, write_gguf
+from models.families import FAMILIES, random_family
 
 import rllama
 from rllama import LLM, SamplingParams
@@ -346,6 +348,20 @@ def test_inspect_lists_what_is_in_a_file(
     text = run(capsys, "inspect", "--model-path", tiny_model)[1]
     for word in ("n_kv_heads", "layers.1.wq", "32 x 32", "4,096", "tokenizer", "288"):
         assert word in text
+
+
+def test_inspect_shows_the_experts_of_a_layer_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    family = FAMILIES["mixtral"]
+    numbers = hf_numbers(family.config, **family.hf)
+    folder = write_family_hf(tmp_path / "hf", numbers, random_family(family, 1))
+    text = run(capsys, "inspect", folder)[1]
+    assert re.findall(r"layers\.0\.experts\S+ \S+", text) == [
+        f"layers.0.experts.*.{name} x5" for name in ("w_gate", "w_up", "w_down")
+    ]
+    report = json.loads(run(capsys, "inspect", folder, "--json")[1])
+    assert sum("layers.0.experts." in tensor["name"] for tensor in report["tensors"]) == 15
 
 
 def test_inspect_lists_a_vocabulary_alone(

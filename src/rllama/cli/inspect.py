@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from rllama.cli import exit_codes
 from rllama.cli.args import Parser, UsageError, add_model_flags, model_path
 from rllama.cli.output import standard_output
+
+_EXPERT = re.compile(r"\.experts\.[0-9]+\.")
 
 
 def add_flags(parser: Parser, *, positional: bool) -> None:
@@ -82,7 +85,7 @@ def _file_text(report: dict[str, Any]) -> str:
         f"{total['parameters']:,} parameters"
     )
     lines += ["", "tensors"]
-    for tensor in report["tensors"]:
+    for tensor in _experts_as_one(report["tensors"]):
         shape = " x ".join(map(str, tensor["shape"]))
         lines.append(
             f"  {tensor['name']:28} {tensor['type']:7} {shape:16} {tensor['bytes']:>13,}  "
@@ -91,6 +94,22 @@ def _file_text(report: dict[str, Any]) -> str:
     lines.append("")
     lines += _table("metadata", report["metadata"])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _experts_as_one(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tensors, those of equal experts of a layer as one line: a file may have 20,000."""
+    lines: dict[tuple[str, ...], dict[str, Any]] = {}
+    for tensor in tensors:
+        name, n = _EXPERT.subn(".experts.{e}.", tensor["name"])
+        key = (name, tensor["type"], str(tensor["shape"])) if n else (tensor["name"],)
+        if key not in lines:
+            lines[key] = {**tensor, "n": 1}
+            continue
+        line = lines[key]
+        line["n"] += 1
+        line["bytes"] += tensor["bytes"]
+        line["name"] = f"{name.replace('{e}', '*')} x{line['n']}"
+    return list(lines.values())
 
 
 def _table(title: str, entries: dict[str, Any]) -> list[str]:
