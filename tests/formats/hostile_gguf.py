@@ -190,7 +190,13 @@ def _values() -> Iterator[Case]:
     twin = "llama.block_count"
     yield edited("G15", "same_type", raw_kv(gguf_kv(twin, U32, 1)), FormatError, "occurs twice")
     yield edited("G15", "other_type", raw_kv(gguf_kv(twin, STRING, "1")), FormatError, "twice")
-    yield edited("G51", "template_u32", with_key("tokenizer.chat_template", U32, 1), None)
+    yield edited(
+        "G51",
+        "template_u32",
+        with_key("tokenizer.chat_template", U32, 1),
+        ConfigError,
+        "no named chat template",
+    )
     yield edited(
         "G51", "template_not_utf8", with_key("tokenizer.chat_template", STRING, b"\xff"), None
     )

@@ -310,10 +310,22 @@ def _missing() -> Iterator[Case]:
     for name in (
         "blk.0.attn_output_norm.weight",
         "blk.0.attn_qkv.bias",
-        "blk.0.ffn_gate_exps.weight",
-        "blk.0.ffn_gate_inp.weight",
     ):
         yield edited("G52", f"refused_{name}", _extra(name), UnsupportedError, "not supported")
+    yield edited(
+        "G52",
+        "expert_vector",
+        _extra("blk.0.ffn_gate_exps.weight"),
+        FormatError,
+        "stack of experts",
+    )
+    yield edited(
+        "G52",
+        "router_alone",
+        _extra("blk.0.ffn_gate_inp.weight"),
+        UnsupportedError,
+        "is no part of",
+    )
     yield edited(
         "G52", "other_arch", _extra("blk.0.attn_q_norm.weight"), UnsupportedError, "is no part of"
     )

@@ -101,9 +101,11 @@ def _look_inside(folder: str) -> tuple[Reader, str]:
     for name in list_dir(folder)[:_MAX_LISTED]:
         path = os.path.join(folder, name)
         if is_file(path) and stat_path(path).st_size:
-            claimed = {reader.NAME for reader, whose in found if whose == folder}
-            found += [(reader, path) for reader in READERS if reader is not huggingface
-                      and reader.NAME not in claimed and _sniffs(reader, path)]  # fmt: skip
+            claimed = {huggingface.NAME, *(r.NAME for r, whose in found if whose == folder)}
+            # as for a path that is named: some safetensors files begin like a pickle, too
+            first = next((reader for reader in READERS if _sniffs(reader, path)), None)
+            if first is not None and first.NAME not in claimed:
+                found.append((first, path))
     found = _without_later_pieces(found)
     where = printable(folder)
     if not found:
