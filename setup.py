@@ -17,7 +17,7 @@ KERNELS = Path("src/rllama/_kernels")
 DRIVERS = [
     "context.c", "cpu_features.c", "parallel.c", "selftest.c",
     "op_matmul.c", "op_moe.c", "op_attention.c", "op_rows.c", "dequant.c",
-    "op_unpack.c",
+    "op_unpack.c", "op_quantize.c",
 ]  # fmt: skip
 DEBUG = os.environ.get("RLLAMA_DEBUG") == "1"
 # After UNIX_FLAGS and Python's own; without the second line the levels take ten times as long.

@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "rllama"
 FLOORS = {
     "_kernels": 0, "_identity": 0,
     "errors": 1, "config": 1, "dtypes": 1, "tensor": 1, "batch": 1, "quant": 1, "cgroups": 1,
-    "kv_groups": 1, "packed": 1,
+    "kv_groups": 1, "packed": 1, "recipe": 1,
     "backend": 2, "cpu": 2, "opencl": 2, "dist": 2, "memory": 2, "yardstick": 2, "threads": 2,
     "making": 2,
     "formats": 3, "tokenizers": 3,
@@ -29,9 +29,11 @@ FLOORS = {
 SAME_FLOOR = {
     ("config", "errors"), ("kv_groups", "config"),
     ("dtypes", "errors"), ("tensor", "errors"), ("tensor", "dtypes"),
-    ("tensor", "packed"), ("packed", "errors"), ("packed", "dtypes"),
+    ("tensor", "packed"), ("tensor", "recipe"), ("recipe", "dtypes"),
+    ("packed", "errors"), ("packed", "dtypes"),
     ("quant", "errors"), ("quant", "dtypes"),
-    ("cpu", "backend"), ("cpu", "making"), ("cpu", "threads"), ("backend", "cpu"),
+    ("cpu", "backend"), ("cpu", "making"), ("making", "backend"),
+    ("cpu", "threads"), ("backend", "cpu"),
     ("opencl", "backend"), ("backend", "opencl"),
     ("llm", "chat"), ("llm", "prompts"),
     ("cli", "server"), ("cli", "tools"),

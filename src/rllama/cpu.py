@@ -15,9 +15,9 @@ from rllama._kernels import core
 from rllama.backend import KVSpec, ScratchSpec
 from rllama.dtypes import DTYPES, F16, F32
 from rllama.errors import ConfigError, UnsupportedError
-from rllama.making import unpacked
+from rllama.making import quantized, unpacked
 from rllama.packed import PackedView
-from rllama.tensor import MadeView, TensorView, View
+from rllama.tensor import MadeView, RecastView, TensorView, View
 from rllama.threads import check_threads, openmp_runtimes, usable_threads
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,8 @@ class CpuBackend(core.Context):
         """A weight over the view's own bytes, as `place_whole` has it; pieces stay pieces."""
         if isinstance(view, PackedView):
             view = unpacked(view, self)
+        if isinstance(view, RecastView):
+            view = quantized(view, self)
         if isinstance(view, MadeView):
             view = view.made()
         if isinstance(view, TensorView):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rllama.dtypes import BF16, DType
 from rllama.errors import ShapeError, UnsupportedError
 from rllama.packed import PackedView
+from rllama.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,4 +155,46 @@ class MadeView:
         return self.made().to_f32()
 
 
-View = TensorView | JoinedView | MadeView | PackedView
+@dataclass(frozen=True, slots=True, eq=False)
+class RecastView:
+    """A float matrix that is quantised when it is placed.
+
+    Raises:  ShapeError if its rows are no whole blocks
+    """
+
+    source: TensorView | JoinedView | MadeView
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        if not self.recipe.fits(self.source.shape[-1]):
+            raise ShapeError(
+                f"{self.origin}: rows of {self.source.shape[-1]} do not fill blocks of "
+                f"{self.dtype.name}"
+            )
+
+    @property
+    def dtype(self) -> DType:
+        return self.recipe.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def origin(self) -> str:
+        return self.source.origin
+
+    @property
+    def n_bytes(self) -> int:
+        return self.dtype.n_bytes(self.shape)
+
+    def rows(self, first: int, last: int) -> RecastView:
+        """Rows first..last, of the source."""
+        return replace(self, source=self.source.rows(first, last))
+
+    def to_f32(self) -> NDArray[np.float32]:
+        """The values before they are quantised."""
+        return self.source.to_f32()
+
+
+View = TensorView | JoinedView | MadeView | PackedView | RecastView

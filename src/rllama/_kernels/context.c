@@ -67,6 +67,8 @@ static void inherit(rl_isa_table *upper, const rl_isa_table *lower) {
     if (upper->scale == NULL) upper->scale = lower->scale;
     if (upper->add == NULL) upper->add = lower->add;
     if (upper->softcap == NULL) upper->softcap = lower->softcap;
+    for (int r = 0; r < RL_N_RECIPES; r++)
+        if (upper->quantize[r] == NULL) upper->quantize[r] = lower->quantize[r];
 }
 
 /* The table of a level, completed from the levels below. A format that no level multiplies keeps

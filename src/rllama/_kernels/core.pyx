@@ -656,6 +656,32 @@ cdef class Context:
         """into[T, N] += x[T, K] @ weight[N, K].T"""
         self.run_matmul(x, (weight,), (into,), True)
 
+    def quantize(self, Weight source, int kind, int64_t group, int scale_type,
+                 uint8_t[:, ::1] out):
+        """Float rows to the blocks `out` [N, row bytes] of a recipe; False where a value is not
+        finite or a scale beyond half precision."""
+        cdef rl_recipe recipe
+        cdef rl_status status
+        cdef int64_t n_cols = source.c.n_cols
+        if not 0 <= kind < RL_N_RECIPES or max(source.c.format, scale_type) > 2 or scale_type < 0:
+            raise ShapeError(f"quantize: {source.format_name} by recipe {kind}, scales of type "
+                             f"{scale_type}")
+        # In the order of rl_recipe_kind: the length and the bytes of a block.
+        block_len, block_bytes = ((32, 34), (32, 18), (256, 144), (32, 36), (32, 18), (32, 20))[kind]
+        if n_cols % block_len or out.shape[0] != source.c.n_rows \
+                or out.shape[1] != n_cols // block_len * block_bytes:
+            raise ShapeError(f"quantize: {(out.shape[0], out.shape[1])} bytes for {source.shape}")
+        if kind >= RL_QUANTIZE_SYMMETRIC_8 and (group < 32 or group % 32):
+            raise ShapeError(f"quantize: groups of {group}")
+        recipe.kind = kind
+        recipe.scale_type = scale_type
+        recipe.group = group
+        self.enter()
+        with nogil:
+            status = rl_quantize(self.c, &source.c, &recipe, &out[0, 0], out.shape[1])
+        self.leave(RL_OK if status == RL_BAD_ARGUMENT else status)
+        return status == RL_OK
+
     def unpack(self, const uint8_t[::1] words, tuple steps, int bits, bint across_rows,
                int64_t first_row, const int32_t[::1] inputs, const int32_t[::1] group_of_block,
                const uint8_t[:, :, ::1] heads, const int16_t[:, ::1] offsets, uint8_t[:, ::1] out):

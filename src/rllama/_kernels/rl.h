@@ -70,6 +70,27 @@ typedef struct {
 
 rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op);
 
+/* How float weights become blocks; see kernels/quantize.inc. */
+typedef enum {
+    RL_QUANTIZE_Q8_0 = 0,
+    RL_QUANTIZE_Q4_0,
+    RL_QUANTIZE_Q4_K,
+    RL_QUANTIZE_SYMMETRIC_8,  /* Q8_F32 */
+    RL_QUANTIZE_SYMMETRIC_4,  /* Q4_0 */
+    RL_QUANTIZE_ASYMMETRIC_4, /* Q4_1 */
+    RL_N_RECIPES
+} rl_recipe_kind;
+
+typedef struct {
+    int32_t kind;       /* rl_recipe_kind */
+    int32_t scale_type; /* rl_format, a float: what symmetric scales are rounded to */
+    int64_t group;      /* columns under one scale, a multiple of 32; not for the first three */
+} rl_recipe;
+
+/* Float rows -> blocks. RL_BAD_ARGUMENT: a value is not finite, or a scale beyond half precision. */
+rl_status rl_quantize(rl_ctx *ctx, const rl_weight *source, const rl_recipe *recipe, uint8_t *out,
+                      int64_t out_row_bytes);
+
 /* Packed whole numbers of 2, 3, 4 or 8 bits -> rows of blocks of 32 behind a head of 4 bytes.
  * Word i of row n is words[i * step_k + n * step_n]; the numbers of a row follow each other from
  * bit 0 of word 0. across_rows: a word holds one input of eight rows instead, as AWQ has them. */

@@ -41,6 +41,13 @@ cdef extern from "rl.h" nogil:
         int n_outputs
         int add
     rl_status rl_matmul(rl_ctx *ctx, const rl_matmul_op *op) noexcept
+    enum: RL_N_RECIPES
+    enum: RL_QUANTIZE_SYMMETRIC_8
+    ctypedef struct rl_recipe:
+        int32_t kind, scale_type
+        int64_t group
+    rl_status rl_quantize(rl_ctx *ctx, const rl_weight *source, const rl_recipe *recipe,
+                          uint8_t *out, int64_t out_row_bytes) noexcept
     ctypedef struct rl_unpack_op:
         const uint8_t *words
         int64_t step_k, step_n

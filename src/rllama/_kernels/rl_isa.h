@@ -88,6 +88,9 @@ typedef void (*rl_norm_fn)(const float *x, const float *weight, float eps, int64
 typedef void (*rl_glu_fn)(float *gate, const float *up, int64_t n);
 typedef void (*rl_scale_fn)(float *x, float factor, int64_t n);
 typedef void (*rl_add_fn)(const float *x, float factor, int64_t n, float *into);
+/* A row of f32 -> blocks; 0 where that cannot be. */
+typedef int (*rl_quantize_fn)(const float *x, int64_t n_cols, const rl_recipe *recipe,
+                              uint8_t *out);
 typedef void (*rl_softcap_fn)(float *x, float factor, float cap, int64_t n);
 typedef void (*rl_dequant_fn)(const uint8_t *row, int64_t n_cols, float *out);
 
@@ -122,6 +125,7 @@ typedef struct {
     rl_scale_fn scale;
     rl_add_fn add;
     rl_softcap_fn softcap;
+    rl_quantize_fn quantize[RL_N_RECIPES];
 } rl_isa_table;
 
 /* CPU features that a level may need. */
