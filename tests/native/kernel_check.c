@@ -163,6 +163,76 @@ static void check_strides(rl_ctx *ctx) {
     }
 }
 
+/* ---- mixtures of experts ---- */
+
+#define MOE_EXPERTS 5
+#define MOE_USED 2
+
+typedef struct {
+    test_weight router, gate[MOE_EXPERTS], up[MOE_EXPERTS], down[MOE_EXPERTS];
+} mixture;
+
+/* One token through its experts, product by product. */
+static void moe_row(rl_ctx *ctx, const mixture *m, const float *x, float *into) {
+    int64_t dim = m->router.w.n_cols, ffn_dim = m->gate[0].w.n_rows;
+    float *logits = run_matmul(ctx, &m->router, x, 1);
+    int first = 0, second = -1;
+    for (int e = 1; e < MOE_EXPERTS; e++)
+        if (logits[e] > logits[first]) first = e;
+    for (int e = 0; e < MOE_EXPERTS; e++)
+        if (e != first && (second < 0 || logits[e] > logits[second])) second = e;
+    double power = exp((double)logits[second] - logits[first]);
+    for (int e = 0; e < MOE_EXPERTS; e++) {
+        if (e != first && e != second) continue;
+        float *gate = run_matmul(ctx, &m->gate[e], x, 1), *up = run_matmul(ctx, &m->up[e], x, 1);
+        rl_glu(ctx, gate, up, ffn_dim, RL_SILU);
+        float *out = run_matmul(ctx, &m->down[e], gate, 1);
+        float weight = (float)((e == first ? 1.0 : power) / (1.0 + power));
+        rl_add_rows(ctx, out, 1, weight, 1, dim, into);
+        free(gate);
+        free(up);
+        free(out);
+    }
+    free(logits);
+}
+
+static void check_moe(rl_ctx *ctx, rl_ctx *threads, int format, int64_t n_tokens) {
+    int64_t dim = 64, ffn_dim = 96;
+    rl_weight gate[MOE_EXPERTS], up[MOE_EXPERTS], down[MOE_EXPERTS];
+    mixture m = {.router = make_weight(F32, MOE_EXPERTS, dim)};
+    for (int e = 0; e < MOE_EXPERTS; e++) {
+        gate[e] = (m.gate[e] = make_weight(format, ffn_dim, dim)).w;
+        up[e] = (m.up[e] = make_weight(format, ffn_dim, dim)).w;
+        down[e] = (m.down[e] = make_weight(format, dim, ffn_dim)).w;
+    }
+    rl_experts experts = {.router = &m.router.w,
+                          .gate = gate,
+                          .up = up,
+                          .down = down,
+                          .n_experts = MOE_EXPERTS,
+                          .n_used = MOE_USED,
+                          .dim = dim,
+                          .ffn_dim = ffn_dim,
+                          .activation = RL_SILU,
+                          .normalise = 1};
+    float *x = random_floats(n_tokens * dim), *want = random_floats(n_tokens * dim);
+    float *got = must_alloc((size_t)(n_tokens * dim) * sizeof(float));
+    memcpy(got, want, (size_t)(n_tokens * dim) * sizeof(float));
+    for (int64_t t = 0; t < n_tokens; t++) moe_row(ctx, &m, x + t * dim, want + t * dim);
+    rl_moe_op op = {.x = x, .into = got, .n_tokens = n_tokens, .experts = &experts};
+    check(rl_moe(threads, &op) == RL_OK, "moe status", format, n_tokens, 0);
+    check(same_bits(got, want, n_tokens * dim), "moe", format, n_tokens, 0);
+    for (int e = 0; e < MOE_EXPERTS; e++) {
+        free_weight(&m.gate[e]);
+        free_weight(&m.up[e]);
+        free_weight(&m.down[e]);
+    }
+    free_weight(&m.router);
+    free(x);
+    free(want);
+    free(got);
+}
+
 /* ---- row by row ---- */
 
 static void check_embed(rl_ctx *ctx) {
@@ -442,6 +512,8 @@ static void check_level(void) {
     check_matmul(ctx, threads);
     check_shared(threads);
     check_strides(threads);
+    check_moe(ctx, threads, F32, 1);
+    check_moe(ctx, threads, Q4_0, 40);
     check_embed(ctx);
     for (int64_t n = 1; n <= 70; n += n < 20 ? 1 : 7) {
         check_norm(ctx, n);
