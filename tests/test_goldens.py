@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats.torch_writers import write_meta
-from formats.writers import write_llama2c
+from formats.torch_writers import write_hf_torch, write_meta
+from formats.writers import write_hf, write_llama2c
 
 from rllama import LLM, SamplingParams
 from rllama.loader import open_model
@@ -88,6 +88,24 @@ def test_meta_shards_written_from_the_trained_model_give_its_ids(
     assert half_texts(tmp_path / "many", texts, **tokenizer) == want
     if dtype != "BF16":  # a narrower type tells another story
         assert want == half_texts(stories / "stories260K.bin", texts)
+
+
+def test_hugging_face_weights_in_other_files_give_the_same_ids(
+    stories: Path, tmp_path: Path
+) -> None:
+    texts = json.loads((stories / "greedy_texts.json").read_text())
+    tokenizer = {"tokenizer_path": stories / "tok512.bin"}
+    want = half_texts(stories / "stories260K.bin", texts)
+    checkpoint = open_model(stories / "stories260K.bin")
+    assert checkpoint.config is not None
+    cfg = checkpoint.config
+    weights = {name: view.to_f32() for name, view in checkpoint.tensors.items()}
+    checkpoint.close()
+    for name in ("one", "many"):
+        write_hf_torch(tmp_path / name, cfg, weights, "F32", 1 if name == "one" else 3)
+        assert half_texts(tmp_path / name, texts, **tokenizer) == want, name
+    write_hf(tmp_path / "safetensors", cfg, weights)
+    assert half_texts(tmp_path / "safetensors", texts, **tokenizer) == want
 
 
 def padded(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

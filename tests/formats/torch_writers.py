@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from formats.writers import Tensors
+from formats.writers import Tensors, hf_config, hf_tensors
 
 from rllama.config import ModelConfig
 from rllama.quant import quantize
@@ -210,6 +210,28 @@ def unzip(raw: RawZip, folder: Path) -> Path:
         path = folder / member.name.decode()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(member.data)
+    return folder
+
+
+def write_hf_torch(
+    folder: str | Path, cfg: ModelConfig, tensors: Tensors, dtype: str = "F16", n_shards: int = 1
+) -> Path:
+    """Write config.json and pytorch_model.bin, or its pieces and their index."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(hf_config(cfg)))
+    theirs = hf_tensors(cfg, tensors)
+    if n_shards == 1:
+        (folder / "pytorch_model.bin").write_bytes(torch_bytes(theirs, dtype))
+        return folder
+    names, weight_map = list(theirs), {}
+    for shard in range(n_shards):
+        file_name = f"pytorch_model-{shard + 1:05d}-of-{n_shards:05d}.bin"
+        part = names[len(names) * shard // n_shards : len(names) * (shard + 1) // n_shards]
+        weight_map |= dict.fromkeys(part, file_name)
+        (folder / file_name).write_bytes(torch_bytes({key: theirs[key] for key in part}, dtype))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     return folder
 
 

@@ -106,7 +106,7 @@ def _look_inside(folder: str) -> tuple[Reader, str]:
             first = next((reader for reader in READERS if _sniffs(reader, path)), None)
             if first is not None and first.NAME not in claimed:
                 found.append((first, path))
-    found = _without_later_pieces(found)
+    found = _without_side_files(_without_later_pieces(found))
     where = printable(folder)
     if not found:
         raise FormatError(f"{where}: no weights in this folder; looked for {_LOOKED_FOR}")
@@ -129,6 +129,15 @@ def _without_later_pieces(found: list[tuple[Reader, str]]) -> list[tuple[Reader,
         return first != path and first in paths
 
     return [(reader, path) for reader, path in found if not is_later(path)]
+
+
+def _without_side_files(found: list[tuple[Reader, str]]) -> list[tuple[Reader, str]]:
+    """Where there is a choice, no torch files that hold something else than a model of Meta's:
+    those of Hugging Face, which its reader opens by the folder, states of optimisers."""
+    if len(found) < 2:
+        return found
+    return [(reader, path) for reader, path in found
+            if reader is not meta_pth or is_dir(path) or meta_pth.holds_model(path)]  # fmt: skip
 
 
 def _sniffs(reader: Reader, path: str) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rllama.dtypes import DType, dtype_by_name
 from rllama.errors import FormatError, UnsupportedError
-from rllama.formats.mapped_file import MappedFile
+from rllama.formats.mapped_file import ByteSource
 from rllama.formats.safetensors import Entry
 from rllama.tensor import MadeView, TensorView, View
 
@@ -32,7 +32,7 @@ Bytes = NDArray[np.uint8]
 
 
 def packed_views(
-    file: MappedFile, entries: Mapping[str, Entry], wanted: dict[str, str]
+    file: ByteSource, entries: Mapping[str, Entry], wanted: dict[str, str]
 ) -> dict[str, TensorView]:
     """The bytes of packed experts among the tensors in `wanted`, which are taken out of it."""
     found: dict[str, TensorView] = {}

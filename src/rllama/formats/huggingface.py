@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rllama.errors import ConfigError, FormatError, UnsafeFileError
+from rllama.errors import ConfigError, FormatError, RllamaError, UnsafeFileError
 from rllama.formats import experts, names
 from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
@@ -21,24 +22,48 @@ from rllama.formats.hooks import hooks_of
 from rllama.formats.hparams import FindArch
 from rllama.formats.hparams_hf import hf_config
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
-from rllama.formats.mapped_file import MappedFile
+from rllama.formats.mapped_file import ByteSource, MappedFile
 from rllama.formats.packed_linears import packed_linears
 from rllama.formats.quant_config import QuantScheme, read_scheme
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
 from rllama.formats.tokenizer_files import tokenizer_beside
+from rllama.formats.torch_archive import is_torch_path
+from rllama.formats.torch_file import TorchFile
 from rllama.tensor import TensorView, View
 
 log = logging.getLogger(__name__)
 
 NAME = "safetensors"
-_INDEX_ENDING = ".safetensors.index.json"
+_TORCH = "torch files with Hugging Face names"
+_INDEX_ENDING = ".index.json"
+# The beginnings and endings of weight files, the preferred kind first.
+_PART = re.compile(r"-[0-9]+-of-[0-9]+\.", re.ASCII)
+_KINDS = (("", ".safetensors"), ("pytorch_model", ".bin"))
 
 
 def sniff(path: str) -> bool:
-    """Whether this is a safetensors file, or a folder with some."""
-    if is_dir(path):
-        return any(name.endswith((".safetensors", _INDEX_ENDING)) for name in list_dir(path))
-    return sniff_file(path)
+    """Whether this is a file of safetensors, or a torch file with Hugging Face's names; or a folder
+    with some, torch files only beside a config.json."""
+    if not is_dir(path):
+        return sniff_file(path) or (is_torch_path(path) and _has_hf_names(path))
+    there = list_dir(path)
+    safetensors, torch = (any(_of_kind(there, *kind)) for kind in _KINDS)
+    return safetensors or (torch and "config.json" in there)
+
+
+def _of_kind(there: list[str], beginning: str, ending: str) -> tuple[list[str], list[str]]:
+    """The weight files of a kind in a folder, and their indexes."""
+    files = [name for name in there if name.startswith(beginning) and name.endswith(ending)]
+    return files, [name for name in there if name.endswith(ending + _INDEX_ENDING)]
+
+
+def _has_hf_names(path: str) -> bool:
+    try:
+        file = TorchFile(path)
+    except RllamaError:
+        return False
+    with closing(file):
+        return any(names.canonical(names.HF, name) for name in file.tensors)
 
 
 def open(
@@ -67,20 +92,20 @@ def open(
     return checkpoint
 
 
-def _close_all(files: list[MappedFile]) -> None:
+def _close_all(files: list[ByteSource]) -> None:
     for file in files:
         file.close()
 
 
-Shard = tuple[MappedFile, dict[str, Entry], dict[str, str]]
+Shard = tuple[ByteSource, dict[str, Entry], dict[str, str]]
 
 
 def _config_fields(path: str, folder: str, param_path: str | None) -> Fields:
     config_path = param_path or os.path.join(folder, "config.json")
     if param_path is None and not is_file(config_path):
         raise ConfigError(
-            f"{printable(path)}: safetensors weights need a config.json beside them, or a "
-            "param_path that names one"
+            f"{printable(path)}: these weights need a config.json beside them, or a param_path "
+            "that names one"
         )
     return read_fields(config_path, ConfigError)
 
@@ -100,6 +125,10 @@ def _open_shards(path: str, stack: ExitStack) -> list[Shard]:
 
 
 def _open_shard(path: str, stack: ExitStack) -> Shard:
+    if not is_dir(path) and is_torch_path(path):
+        torch_file = TorchFile(path)
+        stack.callback(torch_file.close)
+        return torch_file, torch_file.entries(), {}
     file = MappedFile(path)
     stack.callback(file.close)
     entries, metadata = read_entries(file)
@@ -109,8 +138,10 @@ def _open_shard(path: str, stack: ExitStack) -> Shard:
 def _choose(folder: str) -> tuple[str | None, str]:
     """The index to follow, or the one file there is. Raises ConfigError if that is not clear."""
     there = list_dir(folder)
-    indexes = [name for name in there if name.endswith(_INDEX_ENDING)]
-    files = [name for name in there if name.endswith(".safetensors")]
+    kinds = [kind for kind in _KINDS if any(_of_kind(there, *kind))]
+    whole = [kind for kind in kinds if _is_whole(folder, there, *kind)]
+    beginning, ending = (whole or kinds)[0]
+    files, indexes = _of_kind(there, beginning, ending)
     if "model.safetensors" in files:  # its twins under other names of tensors are not read
         files = [name for name in files if not name.startswith("consolidated")]
     where = printable(folder)
@@ -119,7 +150,7 @@ def _choose(folder: str) -> tuple[str | None, str]:
     if len(indexes) > 1:
         raise ConfigError(f"{where}: several indexes: {', '.join(indexes)}; keep the one to use")
     if indexes:
-        single = "model.safetensors"
+        single = f"{beginning or 'model'}{ending}"
         if single in files and single not in _weight_map(os.path.join(folder, indexes[0])).values():
             raise ConfigError(
                 f"{where}: both {single} and {indexes[0]} are here and disagree; name the file to "
@@ -128,10 +159,18 @@ def _choose(folder: str) -> tuple[str | None, str]:
         return indexes[0], ""
     if len(files) != 1:
         raise ConfigError(
-            f"{where}: {len(files)} safetensors files and no index: {', '.join(files[:8])}; name "
-            "the file to use"
+            f"{where}: {len(files)} {ending} files and no index: {', '.join(files[:8])}; name the "
+            "file to use"
         )
     return None, files[0]
+
+
+def _is_whole(folder: str, there: list[str], beginning: str, ending: str) -> bool:
+    """Whether all weight files of a kind are there."""
+    files, indexes = _of_kind(there, beginning, ending)
+    if indexes:
+        return any(_is_complete(folder, index, there) for index in indexes)
+    return not any(_PART.search(name) for name in files)
 
 
 def _is_complete(folder: str, index: str, there: list[str]) -> bool:
@@ -208,8 +247,9 @@ def _assemble(
     metadata: dict[str, Any] = {"files": [file.path for file, _, _ in shards]}
     metadata |= {key: value for _, _, extra in shards for key, value in extra.items()}
     tokenizer, problem = tokenizer_beside(folder, numbers.vocab_size)
+    kind = _TORCH if any(isinstance(file, TorchFile) for file, _, _ in shards) else NAME
     return Checkpoint(
-        path, NAME, numbers, experts.split(found, turned=numbers.arch == "gpt_oss"), tokenizer,
+        path, kind, numbers, experts.split(found, turned=numbers.arch == "gpt_oss"), tokenizer,
         metadata, extras=extras, names=table,
         chat=folder_chat(folder),
         no_tokenizer=problem,

@@ -6,10 +6,22 @@ import mmap
 import os
 import struct
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rllama.errors import FormatError
 from rllama.formats.files import open_regular, printable, raise_os_error
+
+
+class ByteSource(Protocol):
+    """Bytes by offset, as a MappedFile has them; a TorchFile is one too."""
+
+    path: str
+    where: str
+
+    def slice(self, offset: int, n_bytes: int, what: str) -> memoryview: ...
+    def read(self, offset: int, n_bytes: int, what: str) -> bytes: ...
+    def seal(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class MappedFile:

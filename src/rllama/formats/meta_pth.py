@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from rllama.formats.hparams_meta import meta_config, meta_fields, require_number
 from rllama.formats.json_file import read_fields
 from rllama.formats.meta_merge import merge
 from rllama.formats.safe_pickle import Namespace
-from rllama.formats.tokenizer_files import find_tokenizer, tokenizer_beside
+from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.formats.torch_archive import is_torch_path, unzipped_root
 from rllama.formats.torch_file import TorchFile
 from rllama.tensor import View
@@ -43,6 +43,16 @@ def sniff(path: str) -> bool:
     if is_dir(path):
         return unzipped_root(path) is not None or bool(_shard_names(path))
     return is_torch_path(path) or _is_pickle(path)
+
+
+def holds_model(path: str) -> bool:
+    """Whether a torch file has tensors with Meta's names; False for whatever cannot be read."""
+    try:
+        file = TorchFile(path)
+    except RllamaError:
+        return False
+    with closing(file):
+        return any(names.canonical(names.META, name) for name in file.tensors)
 
 
 def open(
@@ -254,14 +264,18 @@ def _config(
 
 
 def _find_tokenizer(folder: str, vocab_size: int) -> tuple[TokenizerSource | None, str]:
-    """The tokenizer beside the weights; else one a folder up, where Meta puts it, if it fits."""
+    """The tokenizer beside the weights; else one a folder up, where Meta puts it, if it fits.
+
+    Notes: the second says why there is none
+    """
     found, problem = tokenizer_beside(folder, vocab_size)
     if found is not None:
         return found, ""
     try:
-        above = find_tokenizer(os.path.dirname(os.path.abspath(folder)), vocab_size=vocab_size)
+        above, _ = tokenizer_beside(os.path.dirname(os.path.abspath(folder)), vocab_size)
     except RllamaError as error:
         log.info("a tokenizer one folder up is left alone: %s", error)
-        return None, problem
-    fits = above is not None and len(above.pieces) <= vocab_size
-    return (above, "") if fits else (None, problem)
+        above = None
+    if above is not None and len(above.pieces) <= vocab_size:
+        return above, ""
+    return None, f"{problem} and one folder up"

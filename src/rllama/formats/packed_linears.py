@@ -14,7 +14,7 @@ from rllama.dtypes import BF16
 from rllama.errors import ConfigError, FormatError
 from rllama.formats import awq, gptq
 from rllama.formats.files import printable
-from rllama.formats.mapped_file import MappedFile
+from rllama.formats.mapped_file import ByteSource
 from rllama.formats.quant_config import QuantScheme
 from rllama.formats.safetensors import Entry
 from rllama.packed import PackedView
@@ -34,7 +34,7 @@ class PackedLinear:
     """
 
     name: str
-    pieces: dict[str, tuple[MappedFile, Entry]] = field(default_factory=dict)
+    pieces: dict[str, tuple[ByteSource, Entry]] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -78,7 +78,7 @@ class PackedLinear:
 
 
 def packed_linears(
-    files: Iterable[tuple[MappedFile, dict[str, Entry]]], scheme: QuantScheme | None, where: str
+    files: Iterable[tuple[ByteSource, dict[str, Entry]]], scheme: QuantScheme | None, where: str
 ) -> tuple[dict[str, PackedView], set[str]]:
     """Every packed matrix under the name `P.weight`, and the names of the tensors it is made of.
 
@@ -105,12 +105,12 @@ def packed_linears(
 
 
 def _gather(
-    files: Iterable[tuple[MappedFile, dict[str, Entry]]],
+    files: Iterable[tuple[ByteSource, dict[str, Entry]]],
 ) -> tuple[dict[str, PackedLinear], set[str]]:
     linears: dict[str, PackedLinear] = {}
     taken: set[str] = set()
     plain: set[str] = set()
-    biases: dict[str, tuple[MappedFile, Entry]] = {}
+    biases: dict[str, tuple[ByteSource, Entry]] = {}
     for file, entries in files:
         for name, entry in entries.items():
             prefix, _, suffix = name.rpartition(".")
@@ -127,7 +127,7 @@ def _gather(
     return linears, taken
 
 
-def _is_zero(file: MappedFile, entry: Entry) -> bool:
+def _is_zero(file: ByteSource, entry: Entry) -> bool:
     return entry.n_bytes <= _MAX_BIAS_BYTES and not any(
         file.read(entry.offset, entry.n_bytes, "bias")
     )

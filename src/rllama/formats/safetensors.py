@@ -10,7 +10,7 @@ from rllama.dtypes import dtype_by_safetensors_name
 from rllama.errors import FormatError, UnsupportedError
 from rllama.formats.files import printable, read_head, stat_path
 from rllama.formats.json_file import parse_json
-from rllama.formats.mapped_file import MappedFile
+from rllama.formats.mapped_file import ByteSource, MappedFile
 from rllama.tensor import TensorView
 
 MAX_HEADER_BYTES = 100_000_000
@@ -68,7 +68,7 @@ def read_entries(file: MappedFile) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def views(
-    file: MappedFile, entries: dict[str, Entry], wanted: dict[str, str]
+    file: ByteSource, entries: dict[str, Entry], wanted: dict[str, str]
 ) -> dict[str, TensorView]:
     """Views of the tensors in `wanted` (name in the file to name in the result).
 

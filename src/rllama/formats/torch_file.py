@@ -14,6 +14,7 @@ from rllama.dtypes import dtype_by_safetensors_name
 from rllama.errors import FormatError, MemoryPlanError, UnsupportedError
 from rllama.formats.files import printable
 from rllama.formats.safe_pickle import Build, Name, Namespace, Words, read_pickle
+from rllama.formats.safetensors import Entry
 from rllama.formats.torch_archive import TorchArchive, open_archive
 from rllama.memory import available_memory
 from rllama.tensor import TensorView
@@ -114,6 +115,7 @@ class TorchFile:
                 )
             self.tree: dict[str, Any] = tree
             self.tensors = _state_dict(tree, self.where)
+            self._names: dict[int, str] = {}
         except BaseException:
             self._archive.close()
             raise
@@ -127,16 +129,47 @@ class TorchFile:
         tensor = self.tensors[name]
         where = f"{self.where}: tensor '{printable(name)[:200]}'"
         dtype = dtype_by_safetensors_name(tensor.dtype, where)
+        offset = self._archive.offset(tensor.storage.key)
+        origin = f"{self.where}:{printable(name)}@{offset:#x}"
+        return TensorView(self._bytes(name), dtype, tensor.shape, origin)
+
+    def _bytes(self, name: str) -> memoryview:
+        """The elements of a tensor, rows first."""
+        tensor = self.tensors[name]
+        where = f"{self.where}: tensor '{printable(name)[:200]}'"
         self._check_range(tensor, where)
-        width, key = _ITEM_BYTES[tensor.dtype], tensor.storage.key
-        origin = f"{self.where}:{printable(name)}@{self._archive.offset(key):#x}"
-        data = self._archive.storage(key)
+        data = self._archive.storage(tensor.storage.key)
         if not tensor.is_contiguous:
-            data = _gathered(data, tensor, where)
-        else:
-            first = tensor.offset * width
-            data = data[first : first + tensor.n_bytes]
-        return TensorView(data, dtype, tensor.shape, origin)
+            return _gathered(data, tensor, where)
+        first = tensor.offset * _ITEM_BYTES[tensor.dtype]
+        return data[first : first + tensor.n_bytes]
+
+    def entries(self) -> dict[str, Entry]:
+        """The tensors as a safetensors header lists them, for `slice`.
+
+        Notes: an offset is the tensor's own in the file, or one near it where two would be the same
+        """
+        names: dict[int, str] = {}
+        found: dict[str, Entry] = {}
+        for name, tensor in self.tensors.items():
+            self._check_range(tensor, f"{self.where}: tensor '{printable(name)[:200]}'")
+            offset = self._archive.offset(tensor.storage.key)
+            offset += tensor.offset * _ITEM_BYTES[tensor.dtype]
+            while self.tensors[names.setdefault(offset, name)] != tensor:
+                offset += 1
+            found[name] = Entry(tensor.dtype, tensor.shape, offset, tensor.n_bytes)
+        self._names = names
+        return found
+
+    def slice(self, offset: int, n_bytes: int, what: str) -> memoryview:
+        """The bytes of the tensor whose entry has this offset and size."""
+        name = self._names[offset]
+        assert self.tensors[name].n_bytes == n_bytes, what
+        return self._bytes(name)
+
+    def read(self, offset: int, n_bytes: int, what: str) -> bytes:
+        """A copy of them."""
+        return bytes(self.slice(offset, n_bytes, what))
 
     def seal(self) -> None:
         """End of reading; the views stay."""
