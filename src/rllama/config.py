@@ -55,7 +55,8 @@ class RopeScaling:
     Notes:   each kind uses the fields of its paper or of its config.json; attn_factor multiplies
              cosines and sines, None lets the kind compute it; "dynamic" and "longrope" are settled
              for the context that the engine is opened with, so that a token's rotation never
-             depends on what else is in the step
+             depends on what else is in the step; queries are multiplied by
+             1 + query_growth * ln(1 + position // original_max_seq_len)
     """
 
     kind: RopeScalingKind
@@ -71,6 +72,7 @@ class RopeScaling:
     mscale_all_dim: float = 0.0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    query_growth: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,8 +72,9 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                  "beta_fast": 32.0, "beta_slow": 1.0, "factor": 16.0, "llama_4_scaling_beta": 0.1,
                  "mscale": 1.0, "mscale_all_dim": 1.0, "rope_theta": 1000000.0,
                  "original_max_position_embeddings": 16384, "rope_type": "yarn", "type": "yarn"}}},
-        {"max_seq_len": 16384, "tied_head": True, "arch": "ministral3",
-         "rope_scaling": RopeScaling("yarn", 16.0, 16384, mscale=1.0, mscale_all_dim=1.0)},
+        {"max_seq_len": 262144, "tied_head": True, "arch": "ministral3",
+         "rope_scaling": RopeScaling("yarn", 16.0, 16384, mscale=1.0, mscale_all_dim=1.0,
+                                     query_growth=0.1)},
     ),
     "DeepSeek-R1-Distill-Qwen-7B": (
         {**_sizes(3584, 18944, 28, 28, 4), "architectures": ["Qwen2ForCausalLM"],

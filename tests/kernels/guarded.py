@@ -82,6 +82,7 @@ def check_rows(isa: str, end: bool) -> None:
         ctx.add(core.Buf(x), core.Buf(out), 0.5)
         ctx.add_bias(core.Buf(out), core.Weight(norm.view(np.uint8).reshape(-1), 0, 1, width))
         ctx.scale(core.Buf(out), 0.5)
+        ctx.grow(core.Buf(out), step_of([5, 6, 7]), 0.1, 2)
         ctx.softcap(core.Buf(out), 1.0, 3.0)
         table = core.RopeTable(guarded(np.ones(width), end=end), 4)
         heads = guarded(random_x(3, 2 * width, seed=5), end=end)

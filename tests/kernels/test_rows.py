@@ -173,6 +173,15 @@ def test_rope_factor_multiplies_what_is_rotated(isa: str) -> None:
     assert_within(q.array, 1.25 * want[:, 0], 5 * U * norm[:, 0], "factor")
 
 
+def test_grow_multiplies_by_the_logarithm_of_whole_lengths(isa: str) -> None:
+    x, positions = random_x(40, 19, seed=8), list(range(20, 60))
+    got = core.Buf(x.copy())
+    context(isa, 2).grow(got, step_of(positions), 0.1, 25)
+    factors = 1 + 0.1 * np.log(1 + np.array(positions) // 25)
+    assert_within(got.array, x * factors[:, None], 2 * U * np.abs(x * factors[:, None]), "grow")
+    np.testing.assert_array_equal(got.array[:5], x[:5])
+
+
 @pytest.mark.parametrize("style", ["half", "interleaved"])
 def test_rope_of_narrow_pairs_turns_the_beginning_of_each_head(isa: str, style: str) -> None:
     x = np.random.default_rng(3).standard_normal((4, 2 * 16)).astype(np.float32)

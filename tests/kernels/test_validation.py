@@ -76,6 +76,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "softcap of nothing": lambda: context(ISA).softcap(buf(2, 8), 1.0, 0.0),
     "embed id": lambda: context(ISA).embed(step_of([0], token_ids=[5]), weight(), buf(1, 32)),
     "embed out": lambda: context(ISA).embed(step_of([0], token_ids=[4]), weight(), buf(1, 33)),
+    "grow tokens": lambda: context(ISA).grow(buf(2, 8), step_of([0]), 0.1, 4),
+    "grow length": lambda: context(ISA).grow(buf(1, 8), step_of([0]), 0.1, 0),
     "rope style": lambda: context(ISA).rope(buf(1, 8), buf(1, 8), step_of([0]), table(), "other"),
     "rope width": lambda: context(ISA).rope(buf(1, 12), buf(1, 8), step_of([0]), table(), "half"),
     "rope tokens": lambda: context(ISA).rope(buf(2, 8), buf(2, 8), step_of([0]), table(), "half"),

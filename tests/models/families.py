@@ -102,8 +102,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "ministral3": Family(
         "ministral3",
-        {"rope_scaling": replace(YARN, mscale=1.0, mscale_all_dim=1.0), "max_seq_len": 64},
-        hf={"max_position_embeddings": 256, "rope_parameters": {
+        {"rope_scaling": replace(YARN, mscale=1.0, mscale_all_dim=1.0, query_growth=0.1)},
+        hf={"rope_parameters": {
             **_YARN_HF, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1, "mscale": 1.0,
             "mscale_all_dim": 1.0}},
         gguf={**_YARN_GGUF, "rope.scaling.yarn_log_multiplier": (F32, 1.0),

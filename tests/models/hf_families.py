@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {
                         "full_attention"],
     }),
     "ministral3": Case("Ministral3Config", {**_HEAD, "rope_parameters": {
-        **_YARN, "original_max_position_embeddings": 320, "mscale": 1.0, "mscale_all_dim": 1.0,
+        **_YARN, "original_max_position_embeddings": 64, "mscale": 1.0, "mscale_all_dim": 1.0,
         "llama_4_scaling_beta": 0.1,
     }}),
     "qwen2": Case("Qwen2Config", {}),

@@ -322,6 +322,13 @@ static void check_values(rl_ctx *ctx, int64_t n) {
     memcpy(was, z, (size_t)(3 * n) * sizeof(float));
     check(rl_scale_values(ctx, z, 1.5, 3 * n) == RL_OK, "scale status", n, 0, 0);
     for (int64_t i = 0; i < 3 * n; i++) check(z[i] == was[i] * 1.5f, "scale", n, i, 0);
+    memcpy(was, z, (size_t)(3 * n) * sizeof(float));
+    const int32_t positions[] = {9, 10, 35};
+    check(rl_grow_rows(ctx, z, positions, 0.5, 10, 3, n) == RL_OK, "grow status", n, 0, 0);
+    for (int64_t i = 0; i < 3 * n; i++) {
+        float factor = (float)(1.0 + 0.5 * log(1.0 + positions[i / n] / 10));
+        check(z[i] == was[i] * factor, "grow", n, i, 0);
+    }
     for (int64_t i = 0; i < 3 * n; i++) was[i] = z[i] *= i % 2 ? 1e-4f : 4.0f;
     check(rl_softcap_values(ctx, z, 2.0, 3.0, 3 * n) == RL_OK, "cap status", n, 0, 0);
     for (int64_t i = 0; i < 3 * n; i++) {

@@ -46,6 +46,9 @@ def attention_branch(
     v = linear(h, wv, w.get("bv")).reshape(len(x), cfg.n_kv_heads, cfg.head_dim)
     if i not in cfg.unrotated_layers:
         q, k = rope(q, cfg, i, max_seq_len), rope(k, cfg, i, max_seq_len)
+    if cfg.rope_scaling is not None:
+        times = np.arange(len(x)) // max(cfg.rope_scaling.original_max_seq_len, 1)
+        q = q * (1 + cfg.rope_scaling.query_growth * np.log(1 + times))[:, None, None]
     a = attention(cfg, q, k, v, cfg.windows[i] if cfg.windows else 0, w.get("sinks"))
     return normed(cfg, w, "post_attn_norm", linear(a.reshape(len(x), -1), w["wo"], w.get("bo")))
 

@@ -842,6 +842,18 @@ cdef class Context:
             status = rl_scale_values(self.c, x.data, factor, x.n_rows * x.n_cols)
         self.leave(status)
 
+    def grow(self, Buf x, Step step, double growth, int64_t length):
+        """x[t] *= 1 + growth * ln(1 + position // length)"""
+        cdef rl_status status
+        if x.n_rows != step.n_tokens or length < 1:
+            raise ShapeError(f"grow: x {(x.n_rows, x.n_cols)} for {step.n_tokens} tokens, in "
+                             f"lengths of {length}")
+        self.enter()
+        with nogil:
+            status = rl_grow_rows(self.c, x.data, &step.positions[0], growth, length, x.n_rows,
+                                  x.n_cols)
+        self.leave(status)
+
     def softcap(self, Buf x, double scale, double cap):
         """x = cap * tanh(x * scale / cap)"""
         cdef rl_status status

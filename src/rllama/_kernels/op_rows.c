@@ -112,6 +112,32 @@ rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values
     return RL_OK;
 }
 
+typedef struct {
+    const rl_isa_table *table;
+    float *x;
+    const int32_t *positions;
+    double growth;
+    int64_t length, n_rows, n_cols;
+} grow_work;
+
+static void grow_rows(void *arg, int64_t item, int thread) {
+    const grow_work *work = arg;
+    int64_t last = rl_min64(work->n_rows, (item + 1) * ROWS_PER_ITEM);
+    (void)thread;
+    for (int64_t t = item * ROWS_PER_ITEM; t < last; t++) {
+        int64_t times = work->positions[t] / work->length;
+        double factor = 1.0 + work->growth * log((double)(1 + times));
+        if (times > 0) work->table->scale(work->x + t * work->n_cols, (float)factor, work->n_cols);
+    }
+}
+
+rl_status rl_grow_rows(rl_ctx *ctx, float *x, const int32_t *positions, double growth,
+                       int64_t length, int64_t n_rows, int64_t n_cols) {
+    grow_work work = {&ctx->table, x, positions, growth, length, n_rows, n_cols};
+    rl_parallel_for(ctx, rl_div_up(n_rows, ROWS_PER_ITEM), grow_rows, &work);
+    return RL_OK;
+}
+
 rl_status rl_softcap_values(rl_ctx *ctx, float *x, double scale, double cap, int64_t n_values) {
     scale_work work = {&ctx->table, x, (float)(scale / cap), (float)cap, n_values};
     rl_parallel_for(ctx, rl_div_up(n_values, VALUES_PER_ITEM), scale_values, &work);

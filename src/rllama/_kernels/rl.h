@@ -162,6 +162,9 @@ rl_status rl_add_rows(rl_ctx *ctx, const float *x, int64_t x_rows, double factor
 
 /* x[i] = cap * tanh(scale * x[i] / cap) */
 rl_status rl_softcap_values(rl_ctx *ctx, float *x, double scale, double cap, int64_t n_values);
+/* x[t] *= 1 + growth * ln(1 + position / length), the division in whole numbers */
+rl_status rl_grow_rows(rl_ctx *ctx, float *x, const int32_t *positions, double growth,
+                       int64_t length, int64_t n_rows, int64_t n_cols);
 
 /* cos and sin of every position and pair, times a factor, filled as far as they have been asked
  * for. */

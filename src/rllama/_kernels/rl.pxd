@@ -90,6 +90,8 @@ cdef extern from "rl.h" nogil:
         int64_t n_tokens
         const rl_experts *experts
     rl_status rl_moe(rl_ctx *ctx, const rl_moe_op *op) noexcept
+    rl_status rl_grow_rows(rl_ctx *ctx, float *x, const int32_t *positions, double growth,
+                           int64_t length, int64_t n_rows, int64_t n_cols) noexcept
     rl_status rl_scale_values(rl_ctx *ctx, float *x, double factor, int64_t n_values) noexcept
     rl_status rl_add_rows(rl_ctx *ctx, const float *x, int64_t x_rows, double factor, int64_t n_tokens,
                      int64_t n_cols, float *into) noexcept

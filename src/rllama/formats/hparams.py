@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rllama.config import GenerationDefaults, ModelConfig, RopeScaling, SamplingParams
+from rllama.config import GenerationDefaults, ModelConfig, SamplingParams
 from rllama.errors import ConfigError, UnsupportedError
 from rllama.formats.fields import Fields
-
-log = logging.getLogger(__name__)
 
 FindArch = Callable[[str], object]  # raises UnsupportedError for a name that it does not know
 
@@ -57,15 +54,6 @@ def generation_defaults(values: Mapping[str, Any], where: str) -> GenerationDefa
 def wide_layers(windows: tuple[int, ...]) -> tuple[int, ...]:
     """The layers that see everything where others have a window."""
     return tuple(i for i, window in enumerate(windows) if not window)
-
-
-def before_growth(where: str, trained: int, scaling: RopeScaling) -> int:
-    """The context of a model whose queries grow beyond the original one, which no op does."""
-    context = min(trained, scaling.original_max_seq_len)
-    log.info(
-        "%s: the context ends at %d of %d, where queries begin to grow", where, context, trained
-    )
-    return context
 
 
 def head_dim_of(fields: Fields, key: str, dim: int, n_heads: int, dim_key: str) -> int:

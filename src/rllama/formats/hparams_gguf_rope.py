@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,6 @@ from rllama.config import RopeScaling
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
 from rllama.formats.gguf_families import GgufFamily
-from rllama.formats.hparams import before_growth
 from rllama.formats.names import GGUF_ROPE_FACTORS
 
 Factors = Mapping[str, tuple[float, ...]]
@@ -66,10 +65,13 @@ def _scaling(
     kind = fields.text(key("type"), "none")
     if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(f"{fields.where}: {key('type')} {shown(kind)} is not supported")
+    grows = f"{arch}.attention.temperature_scale"
+    if kind != "yarn" and fields.number_or(0.0, grows):
+        raise UnsupportedError(f"{fields.where}: {grows} is not supported without yarn")
     factor = fields.number(key("factor"), 1.0)
-    if "type" not in fields:
-        factor = fields.number(f"{arch}.rope.scale_linear", factor)
-    kind = "linear" if kind == "none" and f"{arch}.rope.scale_linear" in fields else kind
+    early = f"{arch}.rope.scale_linear"
+    if key("type") not in fields and early in fields:
+        kind, factor = "linear", fields.number(early)
     original = fields.whole(key("original_context_length"), trained)
     if factors:
         if kind == "yarn" or (kind == "linear" and factor != 1.0):
@@ -79,7 +81,7 @@ def _scaling(
             )
         return _by_pair(fields, key("attn_factor"), original, n_rotated, factors)
     if kind == "yarn":
-        return _yarn(fields, key, factor, original)
+        return _yarn(fields, key, factor, original, fields.number_or(0.0, grows))
     if kind == "linear" and factor != 1.0:
         return RopeScaling("linear", factor)
     if kind == "longrope":
@@ -109,7 +111,9 @@ def _by_pair(
     )  # fmt: skip
 
 
-def _yarn(fields: Fields, key: Any, factor: float, original: int) -> RopeScaling:
+def _yarn(
+    fields: Fields, key: Callable[[str], str], factor: float, original: int, query_growth: float
+) -> RopeScaling:
     """The factor of the file multiplies what the kind computes; a log multiplier damps that."""
     growth = 1.0 + 0.1 * math.log(max(factor, 1.0))
     damping = fields.number_or(0.0, key("yarn_log_multiplier"))
@@ -121,7 +125,7 @@ def _yarn(fields: Fields, key: Any, factor: float, original: int) -> RopeScaling
         "yarn", factor, original,
         beta_fast=fields.number_or(32.0, key("yarn_beta_fast")),
         beta_slow=fields.number_or(1.0, key("yarn_beta_slow")),
-        attn_factor=growth * fields.number_or(1.0, key("attn_factor")),
+        attn_factor=growth * fields.number_or(1.0, key("attn_factor")), query_growth=query_growth,
     )  # fmt: skip
 
 
@@ -129,6 +133,4 @@ def _context(fields: Fields, arch: str, trained: int, scaling: RopeScaling | Non
     """How many positions the model is good for."""
     if scaling is None or scaling.kind != "yarn":
         return trained
-    if fields.number_or(0.0, f"{arch}.attention.temperature_scale"):
-        return before_growth(fields.where, trained, scaling)
     return int(max(trained, min(scaling.factor * scaling.original_max_seq_len, 2**31 - 1)))

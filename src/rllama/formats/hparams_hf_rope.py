@@ -8,10 +8,10 @@ from typing import Any
 from rllama.config import RopeScaling
 from rllama.errors import UnsupportedError
 from rllama.formats.fields import Fields, shown
-from rllama.formats.hparams import before_growth
 
 _KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope")
 _LAYER_KINDS = ("full_attention", "sliding_attention")
+_GROWTH = "llama_4_scaling_beta"
 # What changes rotations in ways that are not computed here.
 _REFUSED = ("mrope_section", "mrope_interleaved", "alpha")
 
@@ -89,6 +89,8 @@ def _scaling(config: Fields, rope: Fields, trained: int, n_rotated: int) -> Rope
         if key in rope:
             raise UnsupportedError(f"{rope.where}: {key} is not supported")
     kind = _kind(rope)
+    if kind != "yarn" and rope.number_or(0.0, _GROWTH):
+        raise UnsupportedError(f"{rope.where}: {_GROWTH} is not supported without yarn")
     if kind == "default":
         return None
     if kind == "linear":
@@ -119,6 +121,7 @@ def _yarn(rope: Fields, original: int, trained: int) -> RopeScaling:
         beta_fast=rope.number_or(32.0, "beta_fast"), beta_slow=rope.number_or(1.0, "beta_slow"),
         truncate=rope.flag("truncate", True), attn_factor=_attn_factor(rope),
         mscale=rope.number_or(0.0, "mscale"), mscale_all_dim=rope.number_or(0.0, "mscale_all_dim"),
+        query_growth=rope.number_or(0.0, _GROWTH),
     )  # fmt: skip
 
 
@@ -146,8 +149,6 @@ def _context(config: Fields, trained: int, scaling: RopeScaling | None, rope: Fi
     """How many positions the model is good for."""
     if scaling is None or rope is None:
         return trained
-    if rope.number_or(0.0, "llama_4_scaling_beta"):
-        return before_growth(rope.where, trained, scaling)
     if scaling.kind == "dynamic":
         stretched = scaling.factor * trained
     elif scaling.kind == "yarn":

@@ -80,6 +80,9 @@ class Llama(Decoder):
             be.rms_norm(s.k, w.k_norm, eps, s.k)
         if w.rope is not None:
             be.rope(s.q, s.k, step, w.rope, self.cfg.rope_style)
+        scaling = self.cfg.rope_scaling
+        if scaling is not None and scaling.query_growth:
+            be.grow(s.q, step, scaling.query_growth, scaling.original_max_seq_len)
         be.attend(s.q, s.k, s.v, kv, w.attend_spec, step, s.a)  # [T, H*d]
         self.add_branch(s.a, w.wo, w.bo, w.post_attn_norm, s)
 
