@@ -159,8 +159,8 @@ def _choose(folder: str) -> tuple[str | None, str]:
         return indexes[0], ""
     if len(files) != 1:
         raise ConfigError(
-            f"{where}: {len(files)} {ending[1:]} files and no index: {', '.join(files[:8])}; name the "
-            "file to use"
+            f"{where}: {len(files)} {ending[1:]} files and no index: {', '.join(files[:8])}; name "
+            "the file to use"
         )
     return None, files[0]
 
