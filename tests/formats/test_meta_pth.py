@@ -25,7 +25,13 @@ from torch_writers import (
     whole,
     write_meta,
 )
-from writers import llama2c_tokenizer_bytes, random_model, small_vocab, tiny_config
+from writers import (
+    llama2c_tokenizer_bytes,
+    random_model,
+    small_vocab,
+    tiny_config,
+    write_llama2c,
+)
 
 from rllama.config import RopeScaling
 from rllama.errors import ConfigError, FormatError, UnsafeFileError, UnsupportedError
@@ -313,3 +319,17 @@ def test_meta_numbers_that_are_not_computed_are_refused(tmp_path: Path) -> None:
     for key, value in (("moe", {"num_experts": 8}), ("sliding_window", 4096)):
         with pytest.raises(UnsupportedError, match=f"{key}: .* not supported"):
             config_of(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize("dim", [640, 896, 1152, 1408])
+def test_llama2c_files_that_begin_like_a_pickle_are_none(tmp_path: Path, dim: int) -> None:
+    cfg = tiny_config(dim=dim, head_dim=dim // 4, ffn_dim=32, n_layers=1, vocab_size=32)
+    path = write_llama2c(tmp_path / "model.bin", cfg, random_model(cfg, seed=1))
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    for there in (path, tmp_path):
+        checkpoint = open_model(there)
+        assert checkpoint.format_name == "llama2.c"
+        checkpoint.close()
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(FormatError, match=r"begins like a llama2\.c file"):
+        open_model(path)

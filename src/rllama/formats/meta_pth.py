@@ -87,8 +87,13 @@ def _close_all(shards: list[TorchFile]) -> None:
 
 
 def _is_pickle(path: str) -> bool:
+    """Whether a file begins with a protocol and an opcode.
+
+    Notes: sizes of 640, 896, … at the beginning of other files have a zero in the opcode's place
+    """
     head = read_head(path, 3)
-    return head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    protocol, opcode = head[1:2], head[2:3]
+    return head[:1] == b"\x80" and b"\x02" <= protocol <= b"\x05" and opcode > b"\0"
 
 
 def _open_shard(path: str, stack: ExitStack) -> TorchFile:
