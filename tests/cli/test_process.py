@@ -13,7 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
-from formats.writers import random_model, small_vocab, tiny_config, write_gguf
+from formats.torch_writers import write_meta
+from formats.writers import (
+    llama2c_tokenizer_bytes,
+    random_model,
+    small_vocab,
+    tiny_config,
+    write_gguf,
+)
 
 RLLAMA = [sys.executable, "-m", "rllama"]
 DEADLINE_S = 60  # only a hang ever comes near it
@@ -45,6 +52,20 @@ def test_process_reads_stdin_and_writes_text_alone(tiny_model: Path) -> None:
     argv = ["--model-path", tiny_model, "--prompt", "-", "--max-new-tokens", "0", "--quiet"]
     done = run(*argv, input="über\n".encode(), env={**os.environ, "LC_ALL": "C"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "über\n".encode(), b"")
+
+
+def test_process_runs_a_meta_checkpoint_by_its_folder_alone(tmp_path: Path) -> None:
+    cfg = tiny_config(n_kv_heads=4)
+    write_meta(tmp_path / "7B", cfg, random_model(cfg, seed=1), n_shards=2)
+    vocab = llama2c_tokenizer_bytes(small_vocab(cfg.vocab_size))
+    (tmp_path / "tokenizer.model").write_bytes(vocab)
+    argv = ["--model-path", "7B", "--f16", "--prompt", "a", "--max-new-tokens", "4", "--quiet"]
+    done = run(*argv, "--temperature", "0", "--ignore-eos", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"a")
+    shown = run("inspect", "7B", cwd=tmp_path)
+    assert b"7B: Meta checkpoint" in shown.stdout
+    assert b"1 more pieces of columns" in shown.stdout
 
 
 def test_process_bad_stdin_exits_1(tiny_model: Path) -> None:
