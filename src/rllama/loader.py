@@ -20,6 +20,7 @@ from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
 from rllama.models.table import check_tensors
+from rllama.recipes import read_recipes, recast
 from rllama.tensor import View
 from rllama.tokenizers.base import Tokenizer
 
@@ -63,6 +64,7 @@ def load(
     tokenizer_path: StrPath | None = None,
     param_path: StrPath | None = None,
     f16: bool = False,
+    quantize: str | None = None,
     isa: str | None = None,
     n_threads: int | None = None,
     engine: EngineConfig | None = None,
@@ -70,10 +72,11 @@ def load(
 ) -> Loaded:
     """Open a checkpoint, plan its memory, place its weights.
 
-    Notes:   path None is the model that comes with the package
+    Notes:   path None is the model that comes with the package; quantize as `read_recipes` has it
     Raises:  ConfigError, FormatError, UnsupportedError, MemoryPlanError, BackendError
     """
     start = time.perf_counter()
+    recipes = None if quantize is None else read_recipes(quantize)
     # Asked before the file is mapped: the mapping would count against an address space limit.
     available = available_memory()
     with ExitStack() as undo:
@@ -82,6 +85,9 @@ def load(
         checkpoint = open_model(path, param_path=param_path, tokenizer_path=tokenizer_path)
         undo.callback(checkpoint.close)
         cfg = _config_of(checkpoint)
+        if recipes is not None:
+            checkpoint.tensors = recast(checkpoint.tensors, recipes, checkpoint.where)
+            f16 = f16 or recipes.f16
         architecture = find(cfg.arch)
         tokenizer, no_tokenizer = _tokenizer_of(
             checkpoint, cfg, is_named=tokenizer_path is not None

@@ -37,7 +37,8 @@ def test_registry_covers_every_dtype() -> None:
 
 
 @pytest.mark.parametrize("sample", SAMPLES)
-@pytest.mark.parametrize("name", [name for name in WRITTEN if name in OF_GGUF])
+# The package has no Q4_K this way; tests/models/test_quantize.py says how good ours is.
+@pytest.mark.parametrize("name", [n for n in WRITTEN if n in OF_GGUF and n != "Q4_K"])
 def test_quantize_matches_ggml_to_the_byte(name: str, sample: str) -> None:
     quants = pytest.importorskip("gguf.quants")
     from gguf import GGMLQuantizationType

@@ -115,6 +115,12 @@ _CHAT_FLAG = Flag(
 )
 _ENGINE_FLAGS = (
     Flag(
+        "--quantize",
+        "KIND",
+        "quantise float weights while loading: q8_0, q4_0, q4_k, int8, int4, 8da4w, or torchchat's "
+        "JSON as text or file",
+    ),
+    Flag(
         "--kv-dtype",
         "TYPE",
         "type of the cache: auto, f32 or f16 (default: auto, f32 beside F32 weights, else f16)",

@@ -124,6 +124,7 @@ def _load(options: argparse.Namespace, path: str | None) -> LLM:
             tokenizer_path=options.tokenizer_path,
             param_path=options.param_path,
             f16=options.f16,
+            quantize=options.quantize,
             isa=options.isa,
             n_threads=options.max_threads,
             max_seq_len=options.max_seq_len,
