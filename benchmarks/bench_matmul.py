@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from common import Timing, append_record, check_load, measure, table, usable_cores
 from limits import Limits, Peaks
-from make_model import DRAW
+from make_model import DRAW, draw
 
 from rllama.backend import Backend, ScratchSpec, get_backend
 from rllama.dtypes import DType, dtype_by_name
@@ -39,7 +39,7 @@ def random_views(dtype: DType, n_rows: int, n_cols: int) -> list[TensorView]:
     """As many views of random matrices as memory, not a cache, must serve."""
     n_copies = max(2, -(-_COLD_BYTES // dtype.n_bytes((n_rows, n_cols))))
     rng = np.random.Generator(np.random.SFC64(1))
-    drawn = [DRAW[dtype.name](rng, n_rows * n_cols, n_cols**-0.5) for _ in range(n_copies)]
+    drawn = [draw(dtype.name, rng, n_rows * n_cols, n_cols**-0.5) for _ in range(n_copies)]
     shape = (n_rows, n_cols)
     return [TensorView(data.data, dtype, shape, f"random {i}") for i, data in enumerate(drawn)]
 

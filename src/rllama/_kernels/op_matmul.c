@@ -16,7 +16,6 @@
 #define L2_PANEL_BYTES (192 * 1024) /* panels that a thread keeps while tiles pass by */
 #define CHUNK_BYTES (128 * 1024)    /* weights that a thread takes at once when it decodes */
 #define CHUNKS_PER_THREAD 2         /* of four weights, at least: so that no thread idles */
-#define FUSED_TILES 3               /* up to this many tiles, unpacking again beats a panel */
 #define INLINE_VALUES 16384         /* activations that one thread quantises alone */
 #define NEIGHBOURS 3                /* products before one, among which x may be the same */
 
@@ -86,7 +85,7 @@ static void plan_part(part *p, const matmul_work *work, const rl_product *produc
     p->out_stride = product->out_stride;
     p->n_tokens = product->n_tokens;
     p->tile = rl_div_up(p->n_tokens, rl_div_up(p->n_tokens, row->max_tile));
-    p->fused = p->n_tokens <= FUSED_TILES * row->max_tile;
+    p->fused = p->n_tokens <= row->fused_tiles * row->max_tile;
     p->n_units = rl_div_up(w->n_cols, unit_cols(row));
     p->act_bytes = p->n_units * act_unit_bytes(row->act);
     p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(row), 64);

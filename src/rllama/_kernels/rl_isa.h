@@ -100,11 +100,12 @@ typedef struct {
     rl_fused_fn fused;
     rl_panel_fn panel;
     rl_gemm_fn gemm;
-    int32_t act;      /* rl_act */
-    int32_t offset;   /* what `load` adds to weights to make them unsigned */
-    int32_t n_terms;  /* floats that a row of a block has in a panel: scales and mins */
-    int32_t n_lanes;  /* weight rows side by side, at most RL_MAX_LANES */
-    int32_t max_tile; /* tokens in a tile, at most RL_MAX_TILE */
+    int32_t act;         /* rl_act */
+    int32_t offset;      /* what `load` adds to weights to make them unsigned */
+    int32_t n_terms;     /* floats that a row of a block has in a panel: scales and mins */
+    int32_t n_lanes;     /* weight rows side by side, at most RL_MAX_LANES */
+    int32_t max_tile;    /* tokens in a tile, at most RL_MAX_TILE */
+    int32_t fused_tiles; /* up to this many tiles, unpacking again beats a panel */
 } rl_format_row;
 
 #define RL_MAX_LANES 16

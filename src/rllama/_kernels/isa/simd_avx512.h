@@ -9,7 +9,11 @@
 
 #define RL_R 16
 #define RL_TILE 12
+#ifdef RL_VNNI
 #define RL_DIRECT 4 /* tokens whose operands need not pass through memory */
+#else
+#define RL_DIRECT 1
+#endif
 
 typedef __m512 rl_f32v;
 typedef __m512i rl_i32v;

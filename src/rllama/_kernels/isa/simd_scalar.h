@@ -10,7 +10,7 @@
 
 #define RL_R 4
 #define RL_TILE 4
-#define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
+#define RL_DIRECT 0 /* short code, as nobody waits for this level */
 #define RL_EACH for (int i = 0; i < RL_R; i++)
 
 /* One line each, so that the list can be read at a glance. */
