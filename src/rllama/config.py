@@ -158,10 +158,13 @@ class ModelConfig:
                  and all(type(w) is int and 0 <= w < 2**31 for w in self.windows),
                  f"windows must have a number for each of {self.n_layers} layers")  # fmt: skip
         self._check_experts()
+        for name in ("embed_scale", "residual_scale", "logit_scale", "attn_scale"):
+            value = getattr(self, name)
+            _require(value is None or 1e-9 < abs(value) < 1e9, f"{name} {value} is beyond any use")
         scaling = self.rope_scaling
         if scaling is None:
             return
-        _require(scaling.factor > 0, f"a rope_scaling factor of {scaling.factor}")
+        _require(1e-6 < scaling.factor < 1e6, f"a rope_scaling factor of {scaling.factor}")
         _require(scaling.kind == "linear" or scaling.original_max_seq_len > 0,
                  f"rope_scaling {scaling.kind!r} needs its original_max_seq_len")  # fmt: skip
         _require(scaling.kind != "dynamic" or n > 2, f"too few pairs turn for {scaling.kind!r}")
