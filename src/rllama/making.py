@@ -48,7 +48,8 @@ def unpacked(view: PackedView, kernels: Unpacker) -> TensorView:
         return _as_bf16(view)
     n_rows, n_cols = view.shape
     order = view.column_order
-    groups = view.group_of if order is None else view.group_of[order]
+    inputs = None if view.stored_order is not None else order
+    groups = view.group_of if inputs is None else view.group_of[inputs]
     heads, offsets = view.heads(view.grid())
     out = np.empty((n_rows, view.dtype.row_bytes(n_cols)), dtype=np.uint8)
     width = view.words.shape[1]
@@ -58,7 +59,7 @@ def unpacked(view: PackedView, kernels: Unpacker) -> TensorView:
         view.bits,
         view.layout == "across",
         view.first_row,
-        order,
+        inputs,
         np.ascontiguousarray(groups[::_BLOCK]),
         heads,
         offsets,

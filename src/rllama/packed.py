@@ -38,7 +38,8 @@ class PackedView:
              zeros packed along N; for the layout "rows" [N, groups] and [N*bits/32, groups]
     Notes:   value[n, k] = scale[g, n] * (q[n, k] - zero[g, n]) with g = group_of[k]; to a stored
              zero `zero_offset` is added, then it is cut to its bits; `dtype` is what it becomes;
-             words are those of the whole matrix, of which this may be some rows from first_row
+             words are those of the whole matrix, of which this may be some rows from first_row;
+             stored_order: columns are sorted by group already, column j is for that input
     """
 
     words: Words
@@ -52,6 +53,7 @@ class PackedView:
     shape: tuple[int, ...]
     origin: str
     first_row: int = 0
+    stored_order: NDArray[np.int32] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -65,9 +67,11 @@ class PackedView:
 
     @property
     def column_order(self) -> NDArray[np.int32] | None:
-        """The inputs sorted by group; None where they are already, and where each has its place."""
-        if self.dtype is BF16 or (np.diff(self.group_of) >= 0).all():
+        """The inputs that the blocks' columns are for; None where each has its own place."""
+        if self.dtype is BF16:
             return None
+        if self.stored_order is not None or (np.diff(self.group_of) >= 0).all():
+            return self.stored_order
         return np.argsort(self.group_of, kind="stable").astype(np.int32)
 
     def grid(self) -> Grid:
@@ -109,7 +113,7 @@ class PackedView:
             scales = grid.scales[:, first:last].T[:, self.group_of]
             zeros = grid.zeros[:, first:last].T[:, self.group_of]
             out[first:last] = scales * (self.codes(first, last).astype(np.int16) - zeros)
-        return out
+        return out if self.stored_order is None else out[:, np.argsort(self.stored_order)]
 
     def heads(self, grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.int16]]:
         """What stands in front of each block, and what its whole numbers are lowered by.
@@ -125,7 +129,9 @@ class PackedView:
             pairs = np.stack([grid.scales, grid.zeros - np.float32(lowered)], axis=2).astype("<f2")
         if not np.isfinite(pairs).all():
             raise FormatError(f"{self.origin}: a scale is beyond half precision")
-        return pairs.view(np.uint8), np.full(grid.zeros.shape, lowered, dtype=np.int16)
+        return np.ascontiguousarray(pairs).view(np.uint8), np.full(
+            grid.zeros.shape, lowered, dtype=np.int16
+        )
 
 
 def unpack_along(words: Words, bits: int, *, across: bool = False) -> NDArray[np.uint8]:

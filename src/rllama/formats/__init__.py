@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from rllama.errors import ConfigError, FormatError, RllamaError
-from rllama.formats import gguf, gguf_split, huggingface, llama2c, meta_pth
+from rllama.formats import gguf, gguf_split, huggingface, llama2c, llama2rs, meta_pth
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import is_dir, is_file, list_dir, printable, stat_path
 from rllama.formats.hparams import FindArch
@@ -26,7 +26,7 @@ __all__ = [
 
 _LOOKED_FOR = (
     "a GGUF file, *.safetensors or pytorch_model*.bin (with config.json), consolidated.*.pth (with "
-    "params.json), a llama2.c .bin"
+    "params.json), a llama2.c or llama2.rs .bin"
 )
 _MAX_LISTED = 2000
 
@@ -47,7 +47,7 @@ class Reader(Protocol):
     ) -> Checkpoint: ...
 
 
-READERS: tuple[Reader, ...] = (gguf, huggingface, meta_pth, llama2c)
+READERS: tuple[Reader, ...] = (gguf, huggingface, meta_pth, llama2c, llama2rs)
 _OF_FOLDERS: tuple[Reader, ...] = (huggingface, meta_pth)  # a folder as a whole may be theirs
 
 
