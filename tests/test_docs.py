@@ -157,9 +157,9 @@ def test_readme_python_example_runs(
     assert err == ""
 
 
-def test_readme_has_the_three_examples() -> None:
+def test_readme_has_its_examples() -> None:
     assert len(blocks(README, "python")) == 2
-    assert len(blocks(README, "sh")) == 1
+    assert len(blocks(README, "sh")) == 2
 
 
 def readme_commands() -> list[list[str]]:
