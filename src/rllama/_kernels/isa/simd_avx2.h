@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
+
 #define RL_R 8
 #define RL_TILE 4
 #define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
@@ -60,7 +62,7 @@ static inline void rl_store_i8(int8_t *p, rl_f32v v) {
 }
 
 /* 16 bytes of each row, transposed: out[i] holds bytes 4i..4i+3 of every row. */
-static inline void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
+RL_INLINE void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
     __m256i rows[4]; /* rows[i]: rows i and i+4 */
     for (int i = 0; i < 4; i++) {
         const uint8_t *q = p + i * stride;
@@ -79,7 +81,7 @@ static inline void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
 }
 
 /* One f16 of each row, widened. */
-static inline rl_f32v rl_scales_f16(const uint8_t *p, int64_t stride) {
+RL_INLINE rl_f32v rl_scales_f16(const uint8_t *p, int64_t stride) {
     uint64_t quads[2];
     for (int i = 0; i < 2; i++) {
         uint16_t s[4];

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
+
 #define RL_R 4
 #define RL_TILE 8
 #define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
@@ -49,7 +51,7 @@ static inline void rl_store_i8(int8_t *p, rl_f32v v) {
 }
 
 /* 16 bytes of each row, transposed: out[i] holds bytes 4i..4i+3 of every row. */
-static inline void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
+RL_INLINE void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
     uint32x4_t r0 = vreinterpretq_u32_u8(vld1q_u8(p));
     uint32x4_t r1 = vreinterpretq_u32_u8(vld1q_u8(p + stride));
     uint32x4_t r2 = vreinterpretq_u32_u8(vld1q_u8(p + 2 * stride));
@@ -64,7 +66,7 @@ static inline void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
     out[3] = vreinterpretq_u8_u64(vzip2q_u64(high01, high23));
 }
 
-static inline rl_f32v rl_scales_f16(const uint8_t *p, int64_t stride) {
+RL_INLINE rl_f32v rl_scales_f16(const uint8_t *p, int64_t stride) {
     uint16_t s[4];
     for (int i = 0; i < 4; i++) memcpy(&s[i], p + i * stride, 2);
     return rl_load_f16(s);
