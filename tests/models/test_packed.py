@@ -8,10 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats.packed_models import CFG, PackedModel, awq_model, gptq_model, write_packed
+from formats.family_writers import hf_numbers, write_family_hf
+from formats.packed_models import (
+    CFG,
+    Arrays,
+    PackedModel,
+    awq_model,
+    gptq_model,
+    packed_bytes,
+    write_packed,
+)
 from formats.packers import gptq_tensors, quantised
-from models.runner import make, relative_error, tokens
+from formats.writers import hf_name
+from models.families import FAMILIES, random_family
+from models.runner import in_chunks, make, open_runner, relative_error, tokens
 from reference.ref_model import forward as ref_forward
+from safetensors.numpy import load_file
 
 from rllama.cpu import CpuBackend
 from rllama.dtypes import BF16
@@ -234,6 +246,58 @@ def test_packed_model_loads_and_counts_what_it_becomes(model: PackedModel, tmp_p
         assert loaded.model.kv_dtype == "f16"
     finally:
         loaded.close()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [gptq_model(3, 64, act_order=True), gptq_model(8, 128), awq_model(64)],
+    ids=["gptq3", "gptq8", "awq"],
+)
+def test_packed_logits_match_transformers_on_the_same_values(
+    model: PackedModel, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).double()
+    state = {hf_name(name): torch.from_numpy(np.ascontiguousarray(values))
+             for name, values in model.weights.items()}  # fmt: skip
+    theirs.load_state_dict(state)
+    ids = tokens(CFG, 24)
+    with torch.no_grad():
+        want = theirs(torch.tensor([ids])).logits[0].numpy()
+    checkpoint = open_model(write_packed(tmp_path, model))
+    got = make(CFG, checkpoint.tensors).run([(ids, 0, [0])])
+    assert relative_error(got, want) < BLOCK_BOUND
+    checkpoint.close()
+
+
+def test_packed_experts_in_activation_order_are_those_in_floats(tmp_path: Path) -> None:
+    """Every expert is packed on its own, and has an order of its own."""
+    family = FAMILIES["mixtral"]
+    folder = write_family_hf(
+        tmp_path / "floats", hf_numbers(family.config, **family.hf), random_family(family, 1)
+    )
+    path = folder / "model.safetensors"
+    entries = load_file(path)
+    packed: Arrays = {}
+    for seed, name in enumerate(sorted(name for name in entries if ".experts." in name)):
+        matrix = quantised(entries.pop(name), 4, 32, seed=seed, act_order=True)
+        packed |= gptq_tensors(name.removesuffix(".weight"), matrix)
+        entries[name] = matrix.values.astype(np.float32)
+    path.write_bytes(packed_bytes(entries))
+    other = tmp_path / "packed"
+    numbers = json.loads((folder / "config.json").read_text())
+    other.mkdir()
+    scheme = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    (other / "config.json").write_text(json.dumps({**numbers, "quantization_config": scheme}))
+    plain = {name: x for name, x in entries.items() if ".experts." not in name}
+    (other / "model.safetensors").write_bytes(packed_bytes(plain | packed))
+    ids = tokens(family.config, 30)
+    got, want = (in_chunks(open_runner(f, 256), ids, 30) for f in (other, folder))
+    assert open_model(other).tensors["layers.0.experts.1.w_down"].dtype.name == "Q4_G"
+    # A choice between experts that are about equal may fall the other way.
+    assert np.median(np.abs(got - want).max(axis=1)) / np.abs(want).max() < BLOCK_BOUND
 
 
 def test_packed_view_of_blocks_has_no_bf16(tmp_path: Path) -> None:
