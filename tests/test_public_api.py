@@ -63,6 +63,7 @@ def test_public_llm_options_after_the_path_are_by_name() -> None:
         inspect.Parameter.KEYWORD_ONLY
     }
     promised = {"tokenizer_path": None, "param_path": None, "f16": False, "isa": None,
+                "quantize": None,
                 "n_threads": None, "max_seq_len": None}  # fmt: skip
     assert promised.items() <= {name: p.default for name, p in parameters.items()}.items()
 

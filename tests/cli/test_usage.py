@@ -88,6 +88,7 @@ USAGE = [
     (["--seed", str(2**64)], "seed must be"),
     (["--max-new-tokens", "-5"], "max_new_tokens must be"),
     (["--stop", ""], "stop texts must be non-empty"),
+    (["--quantize", "q9"], "'q9' is neither a kind (q8_0, q4_0"),
     (["--max-threads", "0"], "'0' is not between 1"),
     (["--max-threads=-1"], "'-1' is not between 1"),
     (["--max-threads", "1000000000"], "number of threads must be 1 to"),
