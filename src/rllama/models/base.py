@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from types import SimpleNamespace
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rllama.backend import AttendSpec, Backend, KVStore, RopeTable, ScratchSpec, Weight
+from rllama.backend import AttendSpec, Backend, Experts, KVStore, RopeTable, ScratchSpec, Weight
 from rllama.batch import Batch
 from rllama.config import ModelConfig
 from rllama.dtypes import F16, F32
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 OnProgress = Callable[[int, int], None]  # bytes placed so far, bytes in all
 
 
-class Layer(SimpleNamespace):
+@dataclass(eq=False, repr=False)
+class Layer:
     """What one layer runs with: its placed weights under their short names, how it turns, attends.
 
     Notes:   what only some models have is None in the others; `rope` None: no rotation; a vector
@@ -31,9 +32,9 @@ class Layer(SimpleNamespace):
              its short name in `of_experts`
     """
 
-    of_experts: dict[str, list[Weight]]
-
-    attend_spec: AttendSpec
+    of_experts: dict[str, list[Weight]] = field(default_factory=dict)
+    experts: Experts = field(init=False)
+    attend_spec: AttendSpec = field(init=False)
     rope: RopeTable | None = None
     attn_norm: Weight | None = None
     bq: Weight | None = None
@@ -50,6 +51,10 @@ class Layer(SimpleNamespace):
     b_down: Weight | None = None
     post_ffn_norm: Weight | None = None
     b_router: Weight | None = None
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...  # the tensors that the table names
 
 
 class Decoder:
@@ -82,7 +87,7 @@ class Decoder:
         self.cfg = cfg
         self.backend = backend
         self.kv_dtype: Literal["f32", "f16"] = natural_kv_dtype(tensors, f16=f16)
-        self.layers = [Layer(of_experts={}) for _ in range(cfg.n_layers)]
+        self.layers = [Layer() for _ in range(cfg.n_layers)]
         self._place(tensors, f16=f16, on_progress=on_progress)
         self._rotate(max_seq_len or cfg.max_seq_len)
         for i, layer in enumerate(self.layers):

@@ -72,9 +72,12 @@ class Llama(Decoder):
         be, eps = self.backend, self.cfg.norm_eps
         h = self.normed(w.attn_norm, s)  # [T, D]
         be.matmul(h, (w.wq, w.wk, w.wv), (s.q, s.k, s.v))  # [T, H*d], [T, G*d] twice
-        self.add_bias(s.q, w.bq)
-        self.add_bias(s.k, w.bk)
-        self.add_bias(s.v, w.bv)
+        if w.bq is not None:
+            be.add_bias(s.q, w.bq)
+        if w.bk is not None:
+            be.add_bias(s.k, w.bk)
+        if w.bv is not None:
+            be.add_bias(s.v, w.bv)
         if w.q_norm is not None:
             be.rms_norm(s.q, w.q_norm, eps, s.q)
             be.rms_norm(s.k, w.k_norm, eps, s.k)
@@ -91,8 +94,10 @@ class Llama(Decoder):
         be = self.backend
         h = self.normed(w.ffn_norm, s)  # [T, D]
         be.matmul(h, (w.w_gate, w.w_up), (s.gate, s.up))  # [T, F] twice
-        self.add_bias(s.gate, w.b_gate)
-        self.add_bias(s.up, w.b_up)
+        if w.b_gate is not None:
+            be.add_bias(s.gate, w.b_gate)
+        if w.b_up is not None:
+            be.add_bias(s.up, w.b_up)
         be.glu(s.gate, s.up, self.cfg.activation)
         self.add_branch(s.gate, w.w_down, w.b_down, w.post_ffn_norm, s)
 
@@ -112,12 +117,8 @@ class Llama(Decoder):
             be.matmul_add(x, weight, s.x)
             return
         be.matmul(x, (weight,), (s.h,))
-        self.add_bias(s.h, bias)
+        if bias is not None:
+            be.add_bias(s.h, bias)
         if norm is not None:
             be.rms_norm(s.h, norm, self.cfg.norm_eps, s.h)
         be.add(s.h, s.x, factor)
-
-    def add_bias(self, x: Buf, bias: Weight | None) -> None:
-        """Add a bias to every row, where there is one."""
-        if bias is not None:
-            self.backend.add_bias(x, bias)
