@@ -18,6 +18,8 @@ import hostile_packed
 import hostile_pickle
 import hostile_safetensors
 import hostile_torch
+from formats.llama2rs_writer import llama2rs_bytes
+from formats.writers import tiny_config
 from hostile_case import Case
 
 __all__ = ["Case", "Seed", "all_cases", "seeds"]
@@ -78,6 +80,8 @@ def seeds() -> Iterator[Seed]:
     yield Seed("index", hostile_hf.GOOD_INDEX, hostile_hf.place_index, 10**6)
     for version in (0, 1, 2):
         yield Seed(f"llama2c-v{version}", hostile_llama2c.good(version), _plain, 64)
+    small = tiny_config(n_layers=1, ffn_dim=32, vocab_size=40, rope_style="half")
+    yield Seed("llama2.rs", llama2rs_bytes(small)[0], _plain, 64)
     yield Seed(
         "tokenizer.bin", hostile_llama2c.GOOD_TOKENIZER, hostile_llama2c.place_tokenizer, 400
     )

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats.packers import pack_bits, quantised
+from formats.llama2rs_writer import llama2rs_bytes
 from formats.writers import random_model, tiny_config, write_llama2c
 from models.runner import make, relative_error, tokens
-from numpy.typing import NDArray
 from reference.ref_model import forward as ref_forward
 
-from rllama.config import ModelConfig
 from rllama.cpu import CpuBackend
 from rllama.errors import FormatError, RllamaError, UnsupportedError
 from rllama.formats.llama2c_header import Llama2cHeader
@@ -27,51 +25,7 @@ from rllama.quant import dequantize
 
 CFG = tiny_config(dim=128, ffn_dim=256, n_layers=2, n_heads=8, n_kv_heads=4, head_dim=16,
                   vocab_size=96, rope_style="half", norm_eps=1e-6)  # fmt: skip
-Weights = dict[str, NDArray[np.float64]]
-MATRICES = ("wq", "wk", "wv", "wo")
 BOUND = 3e-2  # as in tests/models/test_llama.py
-
-
-def llama2rs_bytes(
-    cfg: ModelConfig, *, group_size: int = 32, is_new: bool = True, scale_type: str = "<f2"
-) -> tuple[bytes, Weights]:
-    """A file and what it stands for; group_size 0: f32 matrices."""
-    model = random_model(cfg, seed=21)
-    weights: Weights = {}
-
-    def floats(name: str) -> bytes:
-        weights[name] = model[name].astype(np.float64)
-        return model[name].astype("<f4").tobytes()
-
-    def matrix(name: str) -> bytes:
-        if group_size == 0:
-            return floats(name)
-        seed = 5 if name.endswith(("wq", "wk", "wv")) else 6
-        q = quantised(model[name], 4, group_size, seed=seed, act_order=is_new,
-                      scale_type=scale_type)  # fmt: skip
-        weights[name] = q.values
-        order = np.argsort(q.g_idx, kind="stable")
-        parts = [
-            np.ascontiguousarray(pack_bits(q.q[order], 4).T),
-            pack_bits((q.zeros.T - 1) % 16, 4),
-            np.ascontiguousarray(q.scales.T.astype("<f4")),
-        ]
-        return b"".join(p.tobytes() for p in [*parts, *([order.astype("<i4")] * is_new)])
-
-    def stack(kind: str, write: Callable[[str], bytes]) -> bytes:
-        return b"".join(write(f"layers.{i}.{kind}") for i in range(cfg.n_layers))
-
-    half = cfg.head_dim // 2
-    angles = np.arange(cfg.max_seq_len)[:, None] * cfg.rope_theta ** (-np.arange(half) / half)
-    out = struct.pack("<7i", cfg.dim, cfg.ffn_dim, cfg.n_layers, cfg.n_heads, cfg.n_heads,
-                      -cfg.vocab_size, cfg.max_seq_len)  # fmt: skip
-    out += struct.pack("<f", cfg.norm_eps) if is_new else b""
-    out += floats("embed") + stack("attn_norm", floats)
-    out += b"".join(stack(kind, matrix) for kind in MATRICES) + stack("ffn_norm", floats)
-    out += b"".join(stack(kind, matrix) for kind in ("w_gate", "w_down", "w_up"))
-    out += floats("final_norm")
-    out += np.cos(angles).astype("<f4").tobytes() + np.sin(angles).astype("<f4").tobytes()
-    return out + floats("lm_head"), weights
 
 
 def write(folder: Path, data: bytes) -> Path:
