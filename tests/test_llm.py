@@ -373,7 +373,7 @@ def test_f16_halves_weights_and_cache(tiny_model: Path) -> None:
         assert whole.loaded.engine.kv_dtype == "f32"
         ratio = whole.loaded.plan.weights_bytes / halved.loaded.plan.weights_bytes
         assert 1.9 < ratio <= 2.0
-        assert halved.step_bytes(100) < whole.step_bytes(100)
+        assert halved.loaded.step_bytes(100) < whole.loaded.step_bytes(100)
 
 
 def test_closed_llm_refuses_and_closes_again(tiny_model: Path) -> None:
@@ -457,8 +457,8 @@ def test_step_bytes_are_weights_read_plus_cache(llm: LLM) -> None:
     embed = views["embed"].n_bytes
     weights = sum(view.n_bytes for view in views.values()) - embed + embed // cfg.vocab_size
     per_position = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * 4
-    assert llm.step_bytes(0) == weights
-    assert llm.step_bytes(100) == weights + 100 * per_position
+    assert llm.loaded.step_bytes(0) == weights
+    assert llm.loaded.step_bytes(100) == weights + 100 * per_position
 
 
 def test_llm_with_a_window_plans_and_holds_less(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ def test_llm_with_a_window_plans_and_holds_less(tmp_path: Path) -> None:
             plan, views = llm.loaded.plan, float64_of(llm.loaded.checkpoint.tensors)
             assert llm.config.windows == (100, 100)
             assert plan.cache_bytes < 64 * plan.page_bytes // 3
-            assert llm.step_bytes(4000) == llm.step_bytes(100)
+            assert llm.loaded.step_bytes(4000) == llm.loaded.step_bytes(100)
             answers.append(llm.generate(prompt, params).token_ids)
             got = llm.logits(prompt[:150])
             assert relative_error(got, ref_forward(llm.config, views, prompt[:150])) < 5e-6

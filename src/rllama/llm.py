@@ -18,7 +18,7 @@ from rllama.engine.request import Request, TokenLogprob
 from rllama.engine.stream import AsyncStream, OnPrefill, Stream
 from rllama.engine.worker import Worker
 from rllama.errors import ConfigError, RllamaError
-from rllama.loader import Loaded, StrPath, held_bytes, load
+from rllama.loader import Loaded, StrPath, load
 from rllama.prompts import ManyPrompts, Prompt, ids_of, is_prompt
 from rllama.tokenizers.base import Tokenizer
 
@@ -113,18 +113,6 @@ class LLM:
     def n_threads(self) -> int:
         """Threads that the kernels use."""
         return self.loaded.backend.n_threads
-
-    def step_bytes(self, n_positions: float) -> float:
-        """Bytes that one decode step reads behind so many positions: weights and cache."""
-        plan, tensors = self.loaded.plan, self.loaded.checkpoint.tensors
-        weights = plan.weights_bytes
-        if "lm_head" in tensors:
-            # A table that is no head: one row of it is read.
-            embed = held_bytes({"embed": tensors["embed"]}, f16=self.loaded.f16)
-            weights -= embed - embed // self.config.vocab_size
-        cfg, position_bytes = self.config, plan.page_bytes / self.loaded.engine.page_len
-        seen = sum(min(n_positions, cfg.window(i) or n_positions) for i in range(cfg.n_layers))
-        return weights + seen * position_bytes / cfg.n_layers
 
     @overload
     def generate(self, prompts: str, params: SamplingParams | None = None) -> Completion: ...

@@ -52,6 +52,17 @@ class Loaded:
     def cfg(self) -> ModelConfig:
         return self.model.cfg
 
+    def step_bytes(self, n_positions: float) -> float:
+        """Bytes that one decode step reads behind so many positions: weights and cache."""
+        weights, tensors = self.plan.weights_bytes, self.checkpoint.tensors
+        if "lm_head" in tensors:
+            # A table that is no head: one row of it is read.
+            embed = held_bytes({"embed": tensors["embed"]}, f16=self.f16)
+            weights -= embed - embed // self.cfg.vocab_size
+        cfg, position_bytes = self.cfg, self.plan.page_bytes / self.engine.page_len
+        seen = sum(min(n_positions, cfg.window(i) or n_positions) for i in range(cfg.n_layers))
+        return weights + seen * position_bytes / cfg.n_layers
+
     def close(self) -> None:
         """Give the backend and the mapped file back."""
         self.backend.close()

@@ -82,7 +82,7 @@ def bandwidth_share(llm: LLM, stats: CompletionStats) -> float | None:
     if limit is None or stats.decode_s <= 0 or stats.n_decode_steps == 0:
         return None
     mean_context = stats.n_prompt_tokens + (stats.n_decode_steps + 1) / 2
-    n_bytes = stats.n_decode_steps * llm.step_bytes(mean_context)
+    n_bytes = stats.n_decode_steps * llm.loaded.step_bytes(mean_context)
     return n_bytes / stats.decode_s / limit
 
 
