@@ -12,7 +12,6 @@ from rllama.backend import Weight
 from rllama.dtypes import BF16, F16, F32, DType
 from rllama.errors import FormatError
 from rllama.packed import PackedView
-from rllama.quant import quantize
 from rllama.recipe import RECIPE_TYPES
 from rllama.tensor import JoinedView, MadeView, RecastView, TensorView
 
@@ -69,6 +68,8 @@ def unpacked(view: PackedView, kernels: Unpacker) -> TensorView:
 
 
 def _as_bf16(view: PackedView) -> TensorView:
+    from rllama.quant import quantize  # all codecs, which few models need
+
     out = np.empty((view.shape[0], 2 * view.shape[1]), dtype=np.uint8)
     for first in range(0, view.shape[0], _ROWS_AT_ONCE):
         last = min(view.shape[0], first + _ROWS_AT_ONCE)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from rllama.config import TokenizerSource
 from rllama.tokenizers.base import Tokenizer
-from rllama.tokenizers.bpe_load import load_bpe, load_tiktoken
-from rllama.tokenizers.json_load import load_json
-from rllama.tokenizers.spm_load import load_spm, load_vocabulary
 
-_LOADERS: dict[str, Callable[[TokenizerSource, str], Tokenizer]] = {
-    "spm": load_spm, "vocab": load_vocabulary, "unigram": load_vocabulary,
-    "bpe": load_bpe, "tiktoken": load_tiktoken, "json": load_json,
-}  # fmt: skip
+# Kind of source -> "module:function"; only the one that is needed is imported.
+_LOADERS: dict[str, str] = {
+    "spm": "spm_load:load_spm",
+    "vocab": "spm_load:load_vocabulary",
+    "unigram": "spm_load:load_vocabulary",
+    "bpe": "bpe_load:load_bpe",
+    "tiktoken": "bpe_load:load_tiktoken",
+    "json": "json_load:load_json",
+}
 
 
 def load_tokenizer(source: TokenizerSource) -> Tokenizer:
@@ -22,4 +25,7 @@ def load_tokenizer(source: TokenizerSource) -> Tokenizer:
     Raises:  FormatError if it is damaged or has more pieces than the model has rows;
              UnsupportedError for settings that this version does not know
     """
-    return _LOADERS[source.kind](source, source.path or "vocabulary")
+    module, _, name = _LOADERS[source.kind].partition(":")
+    load: Callable[[TokenizerSource, str], Tokenizer]
+    load = getattr(import_module(f"rllama.tokenizers.{module}"), name)
+    return load(source, source.path or "vocabulary")
