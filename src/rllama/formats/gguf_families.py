@@ -16,7 +16,8 @@ class GgufFamily:
              base of the layers with a window, 0 the same base but never scaled, None the same
              rotation; truncates_yarn: where its ramp begins and ends is rounded to whole pairs;
              every nth layer does not turn; turns_wide_layers: those that see everything turn too
-             where others have a window; scales_embedding: by the root of its width;
+             where others have a window; turns_if_finetuned: a rotation that the file calls not
+             finetuned is none; scales_embedding: by the root of its width;
              wide_scale: depths at which scores are scaled by dim/n_heads instead of the head's
              width
     Source:  llama.cpp, src/models/*.cpp and llama_model_rope_type
@@ -30,6 +31,7 @@ class GgufFamily:
     local_theta: float | None = None
     unrotated_every: int = 0
     turns_wide_layers: bool = True
+    turns_if_finetuned: bool = False
     scales_embedding: bool = False
     truncates_yarn: bool = True
     wide_scale: frozenset[int] = field(default_factory=frozenset)
@@ -38,7 +40,7 @@ class GgufFamily:
 FAMILIES: dict[str, GgufFamily] = {
     "llama": GgufFamily("interleaved", has_windows=True),
     "mistral3": GgufFamily("interleaved", has_windows=True),
-    "granite": GgufFamily("interleaved"),
+    "granite": GgufFamily("interleaved", turns_if_finetuned=True),
     "smollm3": GgufFamily("interleaved", unrotated_every=4),
     "qwen2": GgufFamily(),
     "qwen3": GgufFamily(),

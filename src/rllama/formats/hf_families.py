@@ -16,7 +16,8 @@ class HfFamily:
     Notes:   `assumed` stands in for keys that are absent (one that is null is said to be nothing);
              norm_offset is added to the weights of norms; scales_embedding: embeddings are
              multiplied by the root of their width; turns_wide_layers: layers that see everything
-             turn too where others have a window; `activations` renames old spellings
+             turn too where others have a window; turned_experts: stacks of experts have columns
+             first, gate and up in turns; `activations` renames old spellings
     Source:  transformers, configuration_*.py and modeling_*.py
     """
 
@@ -25,6 +26,7 @@ class HfFamily:
     scales_embedding: bool = False
     rope_style: RopeStyle = "half"
     turns_wide_layers: bool = True
+    turned_experts: bool = False
     activations: Mapping[str, Activation] = field(default_factory=dict)
 
 
@@ -68,7 +70,7 @@ FAMILIES: dict[str, HfFamily] = {
     "gpt_oss": HfFamily(
         {"attention_bias": True, "head_dim": 64, "sliding_window": 128,
          "sliding_window_pattern": 2, "num_experts_per_tok": 4, "rope_theta": 150000.0},
-        activations={"silu": "swiglu_clamped"},
+        turned_experts=True, activations={"silu": "swiglu_clamped"},
     ),
     "exaone4": HfFamily({"sliding_window": 4096, "sliding_window_pattern": 4},
                         turns_wide_layers=False),

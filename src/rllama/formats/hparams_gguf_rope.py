@@ -32,7 +32,7 @@ def rope_numbers(
     """
     key = f"{arch}.rope.".__add__
     n_rotated = _n_rotated(fields, key("dimension_count"), head_dim)
-    if not fields.flag(key("scaling.finetuned"), True) and arch == "granite":
+    if not fields.flag(key("scaling.finetuned"), True) and family.turns_if_finetuned:
         raise UnsupportedError(f"{fields.where}: {key('scaling.finetuned')}: without any rotation")
     trained = fields.whole(f"{arch}.context_length")
     theta = fields.number(key("freq_base"), 10000.0)

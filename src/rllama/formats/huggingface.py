@@ -18,6 +18,7 @@ from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
 from rllama.formats.files import is_dir, is_file, leaves_folder, list_dir, printable
+from rllama.formats.hf_families import hf_family
 from rllama.formats.hooks import hooks_of
 from rllama.formats.hparams import FindArch
 from rllama.formats.hparams_hf import hf_config
@@ -249,9 +250,8 @@ def _assemble(
     tokenizer, problem = tokenizer_beside(folder, numbers.vocab_size)
     kind = _TORCH if any(isinstance(file, TorchFile) for file, _, _ in shards) else NAME
     return Checkpoint(
-        path, kind, numbers, experts.split(found, turned=numbers.arch == "gpt_oss"), tokenizer,
-        metadata, extras=extras, names=table,
-        chat=folder_chat(folder),
+        path, kind, numbers, experts.split(found, turned=hf_family(numbers.arch).turned_experts),
+        tokenizer, metadata, extras=extras, names=table, chat=folder_chat(folder),
         no_tokenizer=problem,
     )  # fmt: skip
 
