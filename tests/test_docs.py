@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from dataclasses import fields
@@ -192,6 +193,13 @@ def test_cli_document_lists_exactly_the_options(
     rows = "\n".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| "))
     real = set(_FLAG.findall(help_of(capsys, command))) - {"--help"}
     assert set(_FLAG.findall(rows)) - {"--help", "--version"} == real
+
+
+def test_library_document_lists_exactly_the_arguments_of_llm() -> None:
+    section = text_of(ROOT / "docs/library.md").partition("\n## LLM\n")[2].partition("| method")[0]
+    named = {word for line in section.splitlines() if line.startswith("| `")
+             for word in _CODE.findall(line.split("|")[1])}  # fmt: skip
+    assert named == set(inspect.signature(LLM).parameters)
 
 
 def test_cli_document_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
