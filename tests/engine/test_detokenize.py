@@ -235,8 +235,8 @@ def test_ids_outside_are_refused() -> None:
 def test_cost_does_not_grow_with_a_long_held_text() -> None:
     stop = "a" * 20_000 + "b"
     detokenizer = Detokenizer(TOKENIZER, (5,), (stop,))
-    start = time.perf_counter()
+    start = time.process_time()
     texts = [detokenizer.push(word("a")) for _ in range(60_000)]
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
     assert "".join(texts) == "a" * 40_000
     assert detokenizer.flush() == "a" * 20_000
