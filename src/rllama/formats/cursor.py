@@ -13,6 +13,7 @@ from rllama.formats.mapped_file import MappedFile
 
 _FIRST_READ_BYTES = 1 << 20
 MAX_HEADER_BYTES = 256 << 20
+_MAX_STRINGS = 1 << 22  # ten times what the largest vocabulary has
 
 _U64 = struct.Struct("<Q")
 
@@ -88,6 +89,9 @@ class Cursor:
                 f"{self.file.where}: {what}: {count} strings cannot fit into the remaining "
                 f"{self.remaining} bytes"
             )
+        if count > _MAX_STRINGS:
+            raise FormatError(f"{self.file.where}: {what}: {count} strings; more than "
+                              f"{_MAX_STRINGS} are refused")  # fmt: skip
         starts = self._guess_starts(count, what)
         if starts is None:
             starts = self._walk_starts(count, what)

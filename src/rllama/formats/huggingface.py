@@ -28,7 +28,7 @@ from rllama.formats.packed_linears import packed_linears
 from rllama.formats.quant_config import QuantScheme, read_scheme
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
 from rllama.formats.tokenizer_files import tokenizer_beside
-from rllama.formats.torch_archive import is_torch_path
+from rllama.formats.torch_archive import is_bare_pickle, is_torch_path
 from rllama.formats.torch_file import TorchFile
 from rllama.tensor import TensorView, View
 
@@ -126,7 +126,7 @@ def _open_shards(path: str, stack: ExitStack) -> list[Shard]:
 
 
 def _open_shard(path: str, stack: ExitStack) -> Shard:
-    if not is_dir(path) and is_torch_path(path):
+    if not sniff_file(path) and (is_torch_path(path) or is_bare_pickle(path)):
         torch_file = TorchFile(path)
         stack.callback(torch_file.close)
         return torch_file, torch_file.entries(), {}

@@ -10,18 +10,18 @@ from functools import partial
 from typing import Any
 
 from rllama.config import ModelConfig, TokenizerSource
-from rllama.errors import ConfigError, FormatError, RllamaError, UnsafeFileError
+from rllama.errors import ConfigError, FormatError, RllamaError
 from rllama.formats import names
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
-from rllama.formats.files import is_dir, is_file, list_dir, printable, read_head
+from rllama.formats.files import is_dir, is_file, list_dir, printable
 from rllama.formats.hparams import FindArch, require_arch
 from rllama.formats.hparams_meta import meta_config, meta_fields, require_numbers, unknown_keys
 from rllama.formats.json_file import read_fields
 from rllama.formats.meta_merge import merge
 from rllama.formats.safe_pickle import Namespace
 from rllama.formats.tokenizer_files import tokenizer_beside
-from rllama.formats.torch_archive import is_torch_path, unzipped_root
+from rllama.formats.torch_archive import is_bare_pickle, is_torch_path, unzipped_root
 from rllama.formats.torch_file import TorchFile
 from rllama.tensor import View
 
@@ -42,7 +42,7 @@ def sniff(path: str) -> bool:
     """
     if is_dir(path):
         return unzipped_root(path) is not None or bool(_shard_names(path))
-    return is_torch_path(path) or _is_pickle(path)
+    return is_torch_path(path) or is_bare_pickle(path)
 
 
 def holds_model(path: str) -> bool:
@@ -86,22 +86,7 @@ def _close_all(shards: list[TorchFile]) -> None:
         shard.close()
 
 
-def _is_pickle(path: str) -> bool:
-    """Whether a file begins with a protocol and an opcode.
-
-    Notes: sizes of 640, 896, … at the beginning of other files have a zero in the opcode's place
-    """
-    head = read_head(path, 3)
-    protocol, opcode = head[1:2], head[2:3]
-    return head[:1] == b"\x80" and b"\x02" <= protocol <= b"\x05" and opcode > b"\0"
-
-
 def _open_shard(path: str, stack: ExitStack) -> TorchFile:
-    if not is_dir(path) and _is_pickle(path):
-        raise UnsafeFileError(
-            f"{printable(path)}: a bare pickle, as torch wrote before version 1.6; it is not read: "
-            "load it with torch, weights_only=True, and torch.save it again"
-        )
     shard = TorchFile(path)
     stack.callback(shard.close)
     return shard

@@ -49,6 +49,16 @@ def is_torch_path(path: str) -> bool:
     return read_head(path, 4) == MAGIC
 
 
+def is_bare_pickle(path: str) -> bool:
+    """Whether a file begins with a protocol and an opcode.
+
+    Notes: sizes of 640, 896, … at the beginning of other files have a zero in the opcode's place
+    """
+    head = read_head(path, 3)
+    protocol, opcode = head[1:2], head[2:3]
+    return head[:1] == b"\x80" and b"\x02" <= protocol <= b"\x05" and opcode > b"\0"
+
+
 def unzipped_root(folder: str) -> str | None:
     """The folder that holds data.pkl: this one, or the only one in it."""
     if is_file(os.path.join(folder, _PICKLE)):
@@ -61,8 +71,13 @@ def unzipped_root(folder: str) -> str | None:
 def open_archive(path: str) -> TorchArchive:
     """Open a zip archive, or a folder that is one unzipped.
 
-    Raises:  FormatError, UnsupportedError for another byte order
+    Raises:  UnsafeFileError for a bare pickle, FormatError, UnsupportedError for another byte order
     """
+    if not is_dir(path) and is_bare_pickle(path):
+        raise UnsafeFileError(
+            f"{printable(path)}: a bare pickle, as torch wrote before version 1.6; it is not read: "
+            "load it with torch, weights_only=True, and torch.save it again"
+        )
     archive: ZipArchive | FolderArchive
     archive = FolderArchive(path) if is_dir(path) else ZipArchive(path)
     try:
