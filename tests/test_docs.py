@@ -23,7 +23,7 @@ DOCS = sorted(
                  *ROOT.glob("src/**/*.md"))
 )  # fmt: skip
 OURS = (README, ROOT / "CHANGELOG.md", *(ROOT / "docs" / f"{name}.md" for name in
-        ("adding", "architecture", "cli", "models", "performance")))  # fmt: skip
+        ("adding", "architecture", "cli", "models", "performance", "reliability")))  # fmt: skip
 # Where a path in a document may be meant from.
 BASES = (ROOT, ROOT / "src/rllama", ROOT / "src/rllama/_kernels", ROOT / "src/rllama/_kernels/isa")
 

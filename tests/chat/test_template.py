@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from chat.hostile_templates import HOSTILE
 
 from rllama.errors import ConfigError, TemplateError
 from rllama.tokenizers.template import ChatTemplate
@@ -73,70 +74,6 @@ def test_template_is_chosen_by_what_is_there() -> None:
     with pytest.raises(TemplateError, match=r"none of the templates is the default one.*rag, x"):
         ChatTemplate({"rag": "1", "x": "2"}, {}).render(USER)
     both.close()
-
-
-# Templates of strangers: what they try, and what the error says of it.
-HOSTILE = {
-    "class chain": ("{{ ''.__class__.__mro__ }}", "may not touch|does not work"),
-    "globals chain": ("{{ cycler.__init__.__globals__.os.system('true') }}", "may not touch"),
-    "joiner chain": ("{{ joiner.__init__.__globals__ }}", "may not touch"),
-    "lipsum": ("{{ lipsum.__globals__ }}", "does not work"),
-    "self": ("{{ self.__init__.__globals__ }}", "may not touch|does not work"),
-    "request": ("{{ request.application.x }}", "does not work"),
-    "attr filter": ("{{ ''|attr('__class__')|attr('__mro__') }}", "may not touch|does not work"),
-    "map attr": ("{{ ['']|map('attr', '__class__')|list }}", "may not touch|does not work"),
-    "map attribute": ("{{ ['']|map(attribute='__class__')|list|length > 5 }}{{ 1/0 }}", "."),
-    "format class": ("{{ '{0.__class__.__mro__}'.format('') }}", "may not touch"),
-    "format variable": ("{% set f = '{0.__class__}'.format %}{{ f('') }}", "may not touch"),
-    "format attr": ("{{ ('{0.__class__}'|attr('format'))('') }}", "may not touch"),
-    "format map": ("{{ '{a.__class__}'.format_map({'a': ''}) }}", "may not touch"),
-    "private namespace": ("{% set ns = namespace(__class__=1) %}", "may not touch"),
-    "raise attribute": ("{{ raise_exception.__globals__ }}", "may not touch"),
-    "include": ("{% include '/etc/passwd' %}", "does not work"),
-    "import": ("{% import '/etc/passwd' as x %}", "does not work"),
-    "extends": ("{% extends 'base' %}", "does not work"),
-    "mutation": ("{{ messages.append(1) }}", "may not touch"),
-    "clear": ("{{ messages[0].clear() }}", "may not touch"),
-    "long range": ("{{ range(10**9)|list }}", "."),
-    "nested loops": ("{% for a in range(9999) %}" * 4 + "{% endfor %}" * 4, "too much time"),
-    "busy loop": ("{% for a in range(99999) %}{% for b in range(99999) %}{% if a == b %}"
-                  "{% endif %}{% endfor %}{% endfor %}", "too much time"),
-    "long string": ("{{ 'a' * 10**10 }}", "too much memory"),
-    "long string in pieces": ("{% for i in range(99999) %}{{ 'a' * 100000 }}{% endfor %}",
-                              "limits"),
-    "center": ("{{ 'a'.center(10**9) }}", "too much memory"),
-    "center filter": ("{{ 'a'|center(10**9) }}", "too much memory"),
-    "indent": ("{{ 'a\\na'|indent(10**9) }}", "too much memory"),
-    "printf": ("{{ '%0999999999d' % 1 }}", "too much memory"),
-    "printf filter": ("{{ '%0999999999d'|format(1) }}", "too much memory"),
-    "f-string width": ("{{ '{:0999999999d}'.format(1) }}", "too much memory"),
-    "power tower": ("{{ 9**(9**9) }}", "too much (time|memory)"),
-    "list doubling": ("{% set n = namespace(l=[1]) %}{% for i in range(60) %}"
-                      "{% set n.l = n.l + n.l %}{% endfor %}", "too much memory"),
-    "string doubling": ("{% set n = namespace(s='aa') %}{% for i in range(60) %}"
-                        "{% set n.s = n.s ~ n.s %}{% endfor %}", "too much memory"),
-    "strftime": ("{{ strftime_now('%0999999999d') }}", "."),
-    "indented json": ("{{ messages|tojson(indent=10**9) }}", "too much memory"),
-    "macro recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "too much depth"),
-    "call recursion": ("{% macro f() %}{{ caller() }}{% call f() %}{% endcall %}{% endmacro %}"
-                       "{% call f() %}{% endcall %}", "too much depth"),
-    "recursive loop": ("{% for a in messages recursive %}{{ loop(messages) }}{% endfor %}",
-                       "too much depth"),
-    "parentheses": ("{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}", "."),
-    "ifs": ("{% if 1 %}" * 50_000 + "{% endif %}" * 50_000, "."),
-    "too long": ("x" * (1 << 20) + "x", "too long"),
-    "syntax": ("{% for %}", "line 1"),
-    "unknown tag": ("{% frobnicate %}", "does not work: line 1"),
-    "unknown filter": ("{{ 1|frobnicate }}", "does not work: line 1"),
-    "unclosed": ("{{ messages", "does not work"),
-    "raises": ("{{ raise_exception('only\\n two roles') }}", "refuses this conversation: only two"),
-    "raises at length": ("{{ raise_exception('x' * 100000) }}", "x{1000}"),
-    "undefined attribute": ("{{ nowhere.x }}", "does not work: UndefinedError"),
-    "division": ("{{ 1 // 0 }}", "does not work: ZeroDivisionError"),
-    "nothing": ("{# nothing #}", "renders nothing"),
-    "spaces": (" \n ", "renders nothing"),
-    "exit": ("{{ raise_exception.__self__.exit() }}", "may not touch|does not work"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "words"), HOSTILE.values(), ids=HOSTILE.keys())

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hostile_config
+import hostile_experts
 import hostile_gguf
 import hostile_gguf_model
 import hostile_gguf_split
 import hostile_gguf_types
 import hostile_hf
+import hostile_hf_torch
 import hostile_llama2c
 import hostile_meta
 import hostile_packed
@@ -33,8 +35,10 @@ def all_cases() -> list[Case]:
         hostile_gguf_model,
         hostile_gguf_split,
         hostile_gguf_types,
+        hostile_experts,
         hostile_safetensors,
         hostile_hf,
+        hostile_hf_torch,
         hostile_llama2c,
         hostile_config,
         hostile_packed,
@@ -82,6 +86,7 @@ def seeds() -> Iterator[Seed]:
         yield Seed(f"llama2c-v{version}", hostile_llama2c.good(version), _plain, 64)
     small = tiny_config(n_layers=1, ffn_dim=32, vocab_size=40, rope_style="half")
     yield Seed("llama2.rs", llama2rs_bytes(small)[0], _plain, 64)
+    yield Seed("mixture", hostile_experts.good(), _plain, 4096)
     yield Seed(
         "tokenizer.bin", hostile_llama2c.GOOD_TOKENIZER, hostile_llama2c.place_tokenizer, 400
     )

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from hostile_case import Case
-from hostile_gguf import base
-from writers import I32, STRING, U16, U32, RawGguf, split_gguf, write_pieces
+from hostile_gguf import CFG, base
+from writers import (
+    I32,
+    STRING,
+    U16,
+    U32,
+    RawGguf,
+    random_model,
+    raw_gguf,
+    small_vocab,
+    split_gguf,
+    write_pieces,
+)
 
 from rllama.errors import ConfigError, FormatError, UnsafeFileError
 
 N = 3
+OTHER = replace(CFG, ffn_dim=64)
 Pieces = dict[str, RawGguf]
 Edit = Callable[[Pieces], object]
 
@@ -174,6 +187,11 @@ def _tensors() -> Iterator[Case]:
         first = pieces[name(0)]
         first.kvs = {key: value for key, value in first.kvs.items() if key.startswith("split")}
 
+    def of_another_model(pieces: Pieces) -> None:
+        other = raw_gguf(OTHER, random_model(OTHER, 5), "F32", small_vocab(OTHER.vocab_size))
+        pieces[name(2)] = split_gguf(other, N)[name(2)]
+
+    yield pieces_case("of_another_model", of_another_model, ConfigError, "has the shape")
     yield pieces_case("twin", twin, FormatError, r"token_embd\.weight' is also in")
     yield pieces_case("one_tensor_less", without_one, FormatError, "tensors.count is 11.* hold 10")
     yield pieces_case("no_architecture", without_keys, ConfigError, "general.architecture")

@@ -124,6 +124,13 @@ def _index() -> Iterator[Case]:
             FormatError,
             "JSON|weight_map",
         )
+    for name, metadata in (
+        ("wrong", {"total_size": 5}),
+        ("list", {"total_size": []}),
+        ("odd", [3]),
+    ):
+        index_data = json.dumps({**json.loads(GOOD_INDEX), "metadata": metadata}).encode()
+        yield Case("S18", f"total_size_{name}", lambda f, d=index_data: place_index(f, d), None)
     yield Case("S19", "1GB", _giant_index, FormatError, "more than 67108864 are refused")
 
 

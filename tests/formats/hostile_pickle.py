@@ -121,7 +121,7 @@ def _opcodes() -> Iterator[Case]:
     yield pickled("P-6", "get_unset", beside(b"h\xff"), FormatError, "never set")
     yield pickled("P-6", "put_nothing", b"\x80\x02q\x00.", FormatError, "stack is empty")
     yield pickled("P-6", "text_put", beside(b"Np99999999999999999999\n"), FormatError, "not known")
-    many = b"\x80\x02}" + b"".join(b"r" + struct.pack("<I", i) for i in range(210_000)) + b"."
+    many = b"\x80\x02}" + b"".join(b"r" + struct.pack("<I", i) for i in range(110_000)) + b"."
     yield pickled("P-6", "many", many, FormatError, "memo entry 100000")
     for variant, code in (
         ("bytes8", b"\x8e" + struct.pack("<Q", 2**62)), ("text8", b"\x8d" + b"\xff" * 8),

@@ -1,26 +1,25 @@
-"""Tokenizer rows of the corpus of bad files: tokenizer.json, tiktoken, SentencePiece, GGUF."""
+"""Tokenizer rows of the corpus of bad files: tokenizer.json, and the list of all others."""
 
 from __future__ import annotations
 
 import base64
 import copy
 import json
-import struct
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hostile_gguf_vocabulary
+import hostile_vocabularies
 from hostile_case import Case
-from hostile_gguf import base
-from writers import ARRAY, F32, I32, STRING, U8, U32, RawGguf
+from hostile_gguf_vocabulary import BYTES
+from hostile_vocabularies import blob, charsmaps
 
 from rllama.errors import ConfigError, FormatError, UnsupportedError
-from rllama.tokenizers.byte_names import byte_name
 
 Fields = dict[str, Any]
 Error = type[Exception] | None
-BYTES = [byte_name(bytes((value,))) for value in range(256)]
 DEEP = 10_000
 
 
@@ -67,7 +66,7 @@ def good() -> Fields:
 def cases() -> list[Case]:
     """All tokenizer cases."""
     parts = (_json_text, _json_vocab, _json_merges, _json_patterns, _json_added, _json_parts,
-             _json_post, _tiktoken, _spm, _gguf)  # fmt: skip
+             _json_post, hostile_vocabularies.cases, hostile_gguf_vocabulary.cases)  # fmt: skip
     return [case for part in parts for case in part()]
 
 
@@ -81,15 +80,6 @@ def edited(
         edit(fields)
         path = folder / "tokenizer.json"
         path.write_text(json.dumps(fields))
-        return path
-
-    return Case(row, variant, make, error, says)
-
-
-def blob(row: str, variant: str, data: bytes, error: Error, says: str) -> Case:
-    def make(folder: Path) -> Path:
-        path = folder / "tokenizer.any"
-        path.write_bytes(data)
         return path
 
     return Case(row, variant, make, error, says)
@@ -268,23 +258,17 @@ def _json_parts() -> Iterator[Case]:
     yield edited("K12", "prepend", put(prepend, "normalizer"), FormatError, "prepends more")
     empty = {**double, "pattern": {"String": ""}}
     yield edited("K12", "replace_nothing", put(empty, "normalizer"), FormatError, "empty")
-    for i, value in enumerate(_bad_charsmaps()):
+    for i, value in enumerate(_badcharsmaps()):
         bad = {"type": "Precompiled", "precompiled_charsmap": value}
         yield edited(
             "K5", f"charsmap_{i}", put(bad, "normalizer"), FormatError, "precompiled_charsmap"
         )
 
 
-def _bad_charsmaps() -> Iterator[object]:
-    yield from ("!!", "", None, 3, "AAAA")
-    for blob_ in (
-        struct.pack("<II", 4, 0),  # no replacements
-        struct.pack("<II", 2**31, 0) + b"\0",  # a trie beyond the end
-        struct.pack("<II", 4, 0x7FFFFC00) + b"a\0",  # a child outside
-        struct.pack("<I", 3) + b"abcd\0",  # half a unit
-        struct.pack("<I", 1024) + bytes(1024) + b"\xff\0",  # a text that is not UTF-8
-    ):
-        yield base64.b64encode(blob_).decode()
+def _badcharsmaps() -> Iterator[object]:
+    yield from ("!!", "", None, 3)
+    for charsmap in charsmaps():
+        yield base64.b64encode(charsmap).decode()
 
 
 def _json_post() -> Iterator[Case]:
@@ -321,125 +305,3 @@ def _json_post() -> Iterator[Case]:
     yield beside(
         "decoder_twin", '{"added_tokens_decoder": {"5": {"content": "<q>"}}}', FormatError, "one"
     )
-
-
-def _tiktoken() -> Iterator[Case]:
-    lines = [base64.b64encode(bytes((v,))) + b" %d" % v for v in range(256)]
-
-    def with_line(i: int, line: bytes) -> bytes:
-        return b"\n".join([*lines[:i], line, *lines[i + 1 :]])
-
-    wrong = {
-        "bad_base64": (b"!!!! 7", "no base64"), "padding": (b"QQ 7", "no base64"),
-        "twin_rank": (b"QkI= 6", "rank 6, expected 7"), "gap": (b"QkI= 8", "rank 8, expected 7"),
-        "twin_token": (b"AQ== 7", "repeats a token"), "no_rank": (b"QkI=", "has the rank ,"),
-        "word_rank": (b"QkI= seven", "rank seven"), "minus": (b"QkI= -7", "rank -7"),
-        "huge": (b"QkI= " + b"9" * 5000, "rank 999"), "empty": (b"", "has the rank ,"),
-        "nul": (b"QkI=\0 7", "no base64"), "long": (b"QUFB" * 40_000 + b" 7", "120000 bytes"),
-    }  # fmt: skip
-    for name, (line, says) in wrong.items():
-        yield blob("K9", f"tiktoken_{name}", with_line(7, line), FormatError, says)
-    data = b"\n".join(lines) + b"\n"
-    yield blob("K9", "tiktoken_size", data, UnsupportedError, "a tiktoken file of 256 tokens")
-    yield blob(
-        "K9", "tiktoken_crlf", data.replace(b"\n", b"\r\n"), UnsupportedError, "of 256 tokens"
-    )
-    yield blob("K9", "tiktoken_cut", data[:-3], FormatError, "rank|base64")
-
-
-def _spm() -> Iterator[Case]:
-    piece = b"\x0a\x0e\x0a\x05<unk>\x15\0\0\0\0\x18\x02"
-    tail = b"\x12\x02\x18\x02\x1a\x02\x18\x00"
-    tries = {
-        "K1-varint": (piece + b"\x0a" + b"\xff" * 11, "10 bytes"),
-        "K1-length": (piece + b"\x0a\xff\xff\xff\x7fabc", "are left"),
-        "K1-group": (piece + b"\x0b", "wire type 3"),
-        "K1-field_0": (piece + b"\x02\x01a", "field 0"),
-        "K1-tag_only": (piece + b"\x0a", "cut off"), "K6-no_settings": (piece, "missing behind"),
-        "K6-two_unk": (piece * 2 + tail, "repeats|2 unknown"),
-        "K6-type_99": (piece[:-1] + b"\x63" + tail, "type 99"),
-        "K7-nan": (piece.replace(b"\x15\0\0\0\0", b"\x15\0\0\xc0\x7f") + tail, "score nan"),
-        "K7-inf": (piece.replace(b"\x15\0\0\0\0", b"\x15\0\0\x80\x7f") + tail, "score inf"),
-        "K2-deep": (piece + _deep_field(), "missing behind"),
-    }  # fmt: skip
-    for name, (data, says) in tries.items():
-        row, _, variant = name.partition("-")
-        yield blob(row, f"spm_{variant}", data, FormatError, says)
-    long = b"\x0a\x81\x80\x04" + b"a" * 65537
-    big = b"\x0a" + b"\x85\x80\x04" + long
-    yield blob("K3", "spm_long_piece", piece + big + tail, FormatError, "has 65537 bytes")
-
-
-def _deep_field() -> bytes:
-    body = b""
-    for _ in range(2000):
-        n = len(body)
-        size = bytes((n & 0x7F | 0x80, n >> 7)) if n > 0x7F else bytes((n,))
-        body = b"\x7a" + size + body
-        if len(body) > 16_000:
-            break
-    return body
-
-
-def _gguf() -> Iterator[Case]:
-    def case(row: str, name: str, edit: Callable[[RawGguf], None], error: Error, says: str) -> Case:
-        def make(folder: Path) -> Path:
-            raw = base()
-            pieces = [*BYTES, "ab", "<s>", "</s>", "<t>", "<u>", "<v>"]
-            kvs: dict[str, tuple[int, object]] = {
-                "model": (STRING, "gpt2"), "pre": (STRING, "qwen2"),
-                "tokens": (ARRAY, (STRING, pieces)), "merges": (ARRAY, (STRING, ["a b"])),
-                "token_type": (ARRAY, (I32, [1] * 257 + [3, 3, 4, 5, 2])),
-            }  # fmt: skip
-            raw.kvs.update({f"tokenizer.ggml.{key}": value for key, value in kvs.items()})
-            edit(raw)
-            path = folder / "model"
-            path.write_bytes(raw.to_bytes())
-            return path
-
-        return Case(row, f"gguf_{name}", make, error, says)
-
-    def key(name: str, kind: int, value: object) -> Callable[[RawGguf], None]:
-        return lambda raw: raw.kvs.__setitem__(f"tokenizer.ggml.{name}", (kind, value))
-
-    def without(name: str) -> Callable[[RawGguf], None]:
-        return lambda raw: raw.kvs.__delitem__(f"tokenizer.ggml.{name}")
-
-    yield case("K0", "good", lambda raw: None, None, "")
-    yield case("K9", "no_merges", without("merges"), ConfigError, "merges .*array of strings")
-    yield case("K9", "merges_number", key("merges", U32, 3), ConfigError, "array of strings")
-    yield case("K9", "merges_of_numbers", key("merges", ARRAY, (I32, [1])), ConfigError, "strings")
-    for merge in ("a", "a zz", "a c", "", "<s> a", "a  b"):
-        bad = key("merges", ARRAY, (STRING, [merge]))
-        yield case("K9", f"merge_{merge!r}", bad, FormatError, "names no tokens")
-    yield case("K9", "no_pre", without("pre"), UnsupportedError, "pre is missing")
-    yield case("K9", "new_pre", key("pre", STRING, "x"), UnsupportedError, "known are .*llama-bpe")
-    yield case("K9", "pre_number", key("pre", U32, 3), ConfigError, "pre must be a string")
-    yield case("K13", "model_new", key("model", STRING, "rwkv"), UnsupportedError, "kind 'rwkv'")
-    for kind in (0, 7, -1, 99):
-        types = key("token_type", ARRAY, (I32, [1] * 261 + [kind]))
-        yield case("K6", f"type_{kind}", types, FormatError, "a type outside 1..6")
-    short = key("token_type", ARRAY, (I32, [1] * 9))
-    yield case("K6", "types_short", short, ConfigError, "has 9 entries")
-    yield case("K6", "no_types", without("token_type"), None, "")
-    yield case("K6", "bos", key("bos_token_id", U32, 999), ConfigError, "bos_token_id is 999")
-    tokens = [*BYTES, "ab", "ab", "</s>", "<t>", "<u>", "<v>"]
-    yield case("K8", "twin", key("tokens", ARRAY, (STRING, tokens)), FormatError, "repeats 'ab'")
-    tokens = [*BYTES, "ab", "", "</s>", "<t>", "<u>", "<v>"]
-    yield case("K8", "empty", key("tokens", ARRAY, (STRING, tokens)), FormatError, "is empty")
-    tokens = [*BYTES[1:], "ab", "<s>", "</s>", "<t>", "<u>", "<v>", "<w>"]
-    yield case("K8", "no_byte", key("tokens", ARRAY, (STRING, tokens)), FormatError, "the byte")
-    for score in (float("nan"), float("inf"), -float("inf")):
-
-        def unigram(raw: RawGguf, score: float = score) -> None:
-            key("model", STRING, "t5")(raw)
-            key("scores", ARRAY, (F32, [0.0] * 261 + [score]))(raw)
-
-        yield case("K7", f"score_{score}", unigram, FormatError, "NaN or infinity")
-
-    def charsmap(raw: RawGguf) -> None:
-        key("model", STRING, "t5")(raw)
-        key("scores", ARRAY, (F32, [0.0] * 262))(raw)
-        key("precompiled_charsmap", ARRAY, (U8, [1, 2, 3]))(raw)
-
-    yield case("K5", "charsmap", charsmap, FormatError, "precompiled_charsmap of 3 bytes")
