@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -28,7 +29,7 @@ SEEDS = list(seeds())
 BACKEND = CpuBackend(n_threads=1)
 MAX_SECONDS = 3.0
 MAX_BYTES = 64 << 20
-N_MUTATIONS = 300
+N_MUTATIONS = 60 if os.environ.get("RLLAMA_TEST_SIZES") == "few" else 300
 
 
 @contextmanager
