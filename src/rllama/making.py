@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rllama.backend import Weight
-from rllama.dtypes import BF16, F16, F32, DType
+from rllama.dtypes import BF16, F16, F32
 from rllama.errors import FormatError
 from rllama.packed import PackedView
 from rllama.recipe import RECIPE_TYPES
-from rllama.tensor import JoinedView, MadeView, RecastView, TensorView
+from rllama.tensor import JoinedView, MadeView, RecastView, TensorView, in_memory
 
 _BLOCK = 32
 _FLOATS = (F32, F16, BF16)  # in the order of the kernels' formats
@@ -125,15 +125,3 @@ def _whole_rows(source: TensorView | JoinedView | MadeView) -> Iterator[TensorVi
             whole = np.concatenate(arrays, axis=1)
             shape = (last - first, source.shape[1])
             yield in_memory(whole, source.dtype, shape, source.origin)
-
-
-def in_memory(
-    array: NDArray[np.uint8],
-    dtype: DType,
-    shape: tuple[int, ...],
-    origin: str,
-    column_order: NDArray[np.int32] | None = None,
-) -> TensorView:
-    """A view of bytes that were made here, from now on read-only."""
-    array.flags.writeable = False
-    return TensorView(memoryview(array.reshape(-1).data), dtype, shape, origin, column_order)

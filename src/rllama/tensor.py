@@ -67,6 +67,20 @@ class TensorView:
         return values.astype(np.float32).reshape(self.shape)
 
 
+def in_memory(
+    array: np.ndarray,
+    dtype: DType,
+    shape: tuple[int, ...],
+    origin: str,
+    column_order: NDArray[np.int32] | None = None,
+) -> TensorView:
+    """A view of bytes that were made here, from now on read-only."""
+    array = np.ascontiguousarray(array)
+    array.flags.writeable = False
+    data = memoryview(array.reshape(-1).view(np.uint8).data)
+    return TensorView(data, dtype, shape, origin, column_order)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class JoinedView:
     """A matrix whose rows (axis 0) or columns (axis 1) lie in several files, piece after piece.
@@ -143,8 +157,7 @@ class MadeView:
 
     def made(self) -> TensorView:
         """The tensor itself, in memory of its own."""
-        array = self.make()
-        return TensorView(array.reshape(-1).data, self.dtype, self.shape, self.origin)
+        return in_memory(self.make(), self.dtype, self.shape, self.origin)
 
     def rows(self, first: int, last: int) -> TensorView:
         """Rows first..last, of a tensor made for them."""

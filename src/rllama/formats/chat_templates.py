@@ -11,9 +11,8 @@ from rllama.errors import ConfigError
 from rllama.formats.fields import shown
 from rllama.formats.files import is_file, list_dir, printable, read_small
 from rllama.formats.gguf_header import GgufHeader
-from rllama.formats.json_file import read_json
+from rllama.formats.json_file import SETTINGS_LIMIT_BYTES, read_json
 
-SETTINGS_LIMIT_BYTES = 16 << 20  # tokenizer_config.json lists added tokens and templates
 _LIMIT_BYTES = 1 << 20
 _MAX_TEMPLATES = 64
 _GGUF_KEY = "tokenizer.chat_template"

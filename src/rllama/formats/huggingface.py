@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,15 +86,8 @@ def open(
         checkpoint = _assemble(path, folder, config, shards, find_arch)
         for file, _, _ in shards:
             file.seal()
-        files = [file for file, _, _ in shards]
-        stack.pop_all()
-    checkpoint.on_close = partial(_close_all, files)
+        checkpoint.on_close = stack.pop_all().close
     return checkpoint
-
-
-def _close_all(files: list[ByteSource]) -> None:
-    for file in files:
-        file.close()
 
 
 Shard = tuple[ByteSource, dict[str, Entry], dict[str, str]]

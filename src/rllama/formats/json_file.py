@@ -11,6 +11,7 @@ from rllama.formats.fields import Fields
 from rllama.formats.files import printable, read_small
 
 CONFIG_LIMIT_BYTES = 1 << 20
+SETTINGS_LIMIT_BYTES = 16 << 20  # tokenizer_config.json lists added tokens and templates
 INDEX_LIMIT_BYTES = 64 << 20
 
 

@@ -26,7 +26,7 @@ from rllama.formats.mapped_file import MappedFile
 from rllama.formats.names import LLAMA2C, in_file
 from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.memory import available_memory
-from rllama.tensor import TensorView
+from rllama.tensor import TensorView, in_memory
 
 NAME = "llama2.c"
 
@@ -145,16 +145,9 @@ def _reblock(
     """Values in the type of `_type_of`, each block with its group's scale."""
     if _type_of(shape, group_size) is F32:
         floats = values.reshape(-1, group_size) * scales.reshape(-1, 1)
-        return _view(floats, F32, shape, origin)
+        return in_memory(floats, F32, shape, origin)
     blocks = np.empty((values.size // 32, 36), dtype=np.uint8)
     block_scales = np.repeat(scales, group_size // 32).reshape(-1, 1)
     blocks[:, :4] = block_scales.view(np.uint8)
     blocks[:, 4:] = values.view(np.uint8).reshape(-1, 32)
-    return _view(blocks, Q8_F32, shape, origin)
-
-
-def _view(array: np.ndarray, dtype: DType, shape: tuple[int, ...], origin: str) -> TensorView:
-    array = np.ascontiguousarray(array)
-    array.flags.writeable = False
-    data = memoryview(array.reshape(-1).view(np.uint8).data)
-    return TensorView(data, dtype, shape, origin)
+    return in_memory(blocks, Q8_F32, shape, origin)

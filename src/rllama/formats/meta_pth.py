@@ -6,7 +6,6 @@ import logging
 import os
 import re
 from contextlib import ExitStack, closing
-from functools import partial
 from typing import Any
 
 from rllama.config import ModelConfig, TokenizerSource
@@ -76,14 +75,8 @@ def open(
         checkpoint = _assemble(path, folder, fields, shards, find_arch)
         for shard in shards:
             shard.seal()
-        stack.pop_all()
-    checkpoint.on_close = partial(_close_all, shards)
+        checkpoint.on_close = stack.pop_all().close
     return checkpoint
-
-
-def _close_all(shards: list[TorchFile]) -> None:
-    for shard in shards:
-        shard.close()
 
 
 def _open_shard(path: str, stack: ExitStack) -> TorchFile:

@@ -10,11 +10,10 @@ from rllama.config import TokenizerSource
 from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats.files import is_dir, is_file, printable, read_head, read_small
 from rllama.formats.gguf_header import MAGIC
-from rllama.formats.json_file import read_fields, read_json
+from rllama.formats.json_file import SETTINGS_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.llama2c_tokenizer import LIMIT_BYTES, read_llama2c_tokenizer
 from rllama.formats.vocabulary import open_gguf_vocabulary
 
-_SETTINGS_LIMIT_BYTES = 16 << 20  # tokenizer_config.json lists added tokens and templates
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 _NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
 _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later one counts
@@ -100,7 +99,7 @@ def _read_json_tokenizer(path: str) -> TokenizerSource:
     for name in _SETTINGS:
         beside = os.path.join(os.path.dirname(path), name)
         if is_file(beside):
-            settings |= read_json(beside, ConfigError, _SETTINGS_LIMIT_BYTES)
+            settings |= read_json(beside, ConfigError, SETTINGS_LIMIT_BYTES)
     return TokenizerSource(kind="json", path=path, fields=fields, settings=settings)
 
 
@@ -109,5 +108,5 @@ def _with_add_bos(source: TokenizerSource, folder: str) -> TokenizerSource:
     path = os.path.join(folder, "tokenizer_config.json")
     if source.kind == "json" or not is_file(path):
         return source
-    add_bos = read_fields(path, ConfigError, _SETTINGS_LIMIT_BYTES).values.get("add_bos_token")
+    add_bos = read_fields(path, ConfigError, SETTINGS_LIMIT_BYTES).values.get("add_bos_token")
     return replace(source, add_bos=add_bos) if type(add_bos) is bool else source
