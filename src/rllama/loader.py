@@ -20,7 +20,7 @@ from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
 from rllama.models.table import check_tensors
-from rllama.recipes import read_recipes, recast
+from rllama.recast import read_recipes, recast
 from rllama.tensor import View
 from rllama.tokenizers.base import Tokenizer
 

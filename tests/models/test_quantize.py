@@ -19,8 +19,8 @@ from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.loader import held_bytes, load, open_model
 from rllama.making import quantized
 from rllama.quant import dequantize, quantize
+from rllama.recast import KINDS, read_recipes, recast
 from rllama.recipe import Recipe
-from rllama.recipes import KINDS, read_recipes, recast
 from rllama.tensor import JoinedView, MadeView, RecastView, TensorView
 
 F64 = NDArray[np.float64]
