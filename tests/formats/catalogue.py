@@ -133,6 +133,7 @@ ROWS = {
     "L8": "lengths of pieces beyond the file",
     "L9": "more or fewer pieces than the model has",
     "L10": "scores and pieces that are none",
+    "L60": "llama2.rs: other lengths, orders of columns that are none, scales that are not finite",
     "K0": "correct ones, so that the others fail for their own reason",
     "K1": "fields of protobuf that are cut or do not exist",
     "K2": "unknown, repeated and nested fields",
@@ -199,6 +200,7 @@ ELSEWHERE = {
         "formats/test_paths.py::test_truncated_between_header_reads_gives_an_error_and_no_signal",
     ),
     "S21": ("formats/test_hostile_weights.py::test_one_value_that_is_not_finite_gives_an_error",),
+    "L60": ("formats/test_llama2rs.py::test_llama2rs_damaged_file_is_refused",),
     "K15": (
         "tokenizers/test_linear_time.py::test_a_long_run_of_one_thing_takes_linear_time",
         "tokenizers/test_linear_time.py::test_a_megabyte_of_one_thing_takes_linear_time",
