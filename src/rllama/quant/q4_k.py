@@ -2,7 +2,7 @@
 
 The search is ggml's: 21 scales are tried, each value weighs as much as its size and the root mean
 square of the 32; for each, scale and min follow from least squares. Sums are f32, in order, as in
-kernels/quantize.inc, whose bytes these are.
+kernels/quantize_q4_k.inc, whose bytes these are.
 """
 
 from __future__ import annotations
