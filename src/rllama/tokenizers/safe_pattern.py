@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from rllama.errors import FormatError, UnsupportedError
-from rllama.tokenizers.library import one_line
+from rllama.errors import UnsupportedError
+from rllama.tokenizers.library import guarded
 
 _MAX_CHARS = 16_384
 _MAX_REPEAT = 64
@@ -46,19 +46,10 @@ def safe_pattern(pattern: str, where: str) -> str:
     if not all(_is_harmless(choice, choices[i + 1 :]) for i, choice in enumerate(choices)):
         raise UnsupportedError(f"{where}: the pattern {ascii(pattern)[:120]} may take more than "
                                "linear time and is not run")  # fmt: skip
-    _compile(pattern, where)
-    return pattern
-
-
-def _compile(pattern: str, where: str) -> None:
     from tokenizers import Regex
 
-    try:
-        Regex(pattern)
-    except Exception as error:
-        raise FormatError(
-            f"{where}: the pattern {ascii(pattern)[:120]}: {one_line(error)}"
-        ) from None
+    guarded(lambda: Regex(pattern), f"{where}: the pattern {ascii(pattern)[:120]}")
+    return pattern
 
 
 def _choices(pattern: str) -> list[str]:
