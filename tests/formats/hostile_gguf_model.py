@@ -303,7 +303,10 @@ def _missing() -> Iterator[Case]:
 
     for index, name in enumerate(names):
         yield edited("G52", f"without_{name}", drop(index), ConfigError, f"{name}.*missing")
-    yield edited("G52", "extra_ignored", _extra("blk.0.what.weight"), None)
+    yield edited(
+        "G52", "extra_weight", _extra("blk.0.what.weight"), UnsupportedError, "nothing.*knows"
+    )
+    yield edited("G52", "extra_ignored", _extra("blk.0.attn_rot_embd"), None)
     yield edited(
         "G52", "extra_layer", _extra("blk.1.attn_q.weight"), ConfigError, "layer 1.*1 layers"
     )

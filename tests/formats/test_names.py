@@ -62,7 +62,8 @@ def test_names_tell_the_layer() -> None:
     [("blk.0.attn_qkv.bias", "biases"), ("blk.0.inner_norm.weight", "norms at this place"),
      ("vision_tower.norm.bias", ""), ("blk.0.ffn_gate_shexp.weight", "shared experts"),
      ("blk.0.ffn_latent_exps.weight", "experts"),
-     ("blk.0.what.weight", "")],
+     ("blk.0.what.weight", "weights that nothing here knows"), ("mtp_linear.0.weight", ""),
+     ("model.layers.0.self_attn.rotary_emb.inv_freq", "")],
 )  # fmt: skip
 def test_names_without_a_row_tell_their_role(name: str, role: str) -> None:
     assert names.canonical(names.GGUF, name) is None

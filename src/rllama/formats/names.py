@@ -123,8 +123,8 @@ _TEXT_PARTS = (
     ("model.language_model.", "model."),
 )
 
-# Parts of a model that also sees: text does not pass through them.
-_SIGHT = ("vision_tower.", "multi_modal_projector.", "vision_model.")
+# Parts that text does not pass through: those of a model that also sees, those that guess ahead.
+_ASIDE = ("vision_tower.", "multi_modal_projector.", "vision_model.", "mtp")
 
 # What a name without a row here tells all the same, by its ending.
 _ROLES = (
@@ -132,6 +132,7 @@ _ROLES = (
     ("norm.weight", "norms at this place"),
     ("_exps.weight", "experts"),
     ("_shexp.weight", "shared experts"),
+    (".weight", "weights that nothing here knows"),
 )
 
 _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,5})\.", re.ASCII)
@@ -201,6 +202,6 @@ def layer_index(canonical_name: str) -> int | None:
 
 def role(file_name: str) -> str:
     """What a tensor without a canonical name is for; "" if its name does not tell."""
-    if file_name.removeprefix("model.").startswith(_SIGHT):
+    if file_name.removeprefix("model.").startswith(_ASIDE):
         return ""
     return next((words for ending, words in _ROLES if file_name.endswith(ending)), "")
