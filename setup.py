@@ -46,6 +46,10 @@ OTHER = {"scalar": ([], [])}
 
 # Never -ffast-math: it would change how the whole process treats subnormals.
 UNIX_FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-lto", "-g0"]
+# Comparisons of floats may then be vectorised; it changes no value.
+SAMPLER_FLAGS = [
+    "-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math", "-g0",
+]  # fmt: skip
 MSVC_FLAGS = ["/O2", "/std:c11", "/experimental:c11atomics", "/openmp"]
 
 
@@ -121,10 +125,9 @@ def extensions() -> list[Extension]:
         "rllama.engine._sampler",
         ["src/rllama/engine/_sampler.cpp"],
         include_dirs=[pybind11.get_include(), np.get_include()],
+        depends=[str(p) for p in Path("src/rllama/engine").glob("*.h")],
         language="c++",
-        extra_compile_args=["/O2", "/std:c++17", "/EHsc"]
-        if windows
-        else ["-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-g0"],
+        extra_compile_args=["/O2", "/std:c++17", "/EHsc"] if windows else SAMPLER_FLAGS,
     )
     directives = {
         "language_level": 3,

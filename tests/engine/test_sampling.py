@@ -39,6 +39,7 @@ def native(
     n_vocab: int | None = None,
     seen: Sequence[int] = (),
     choice: int = 0,
+    level: str = "",
 ) -> list[int]:
     n_vocab = n_vocab or logits.shape[-1]
     chain = _sampler.Chain(
@@ -46,7 +47,7 @@ def native(
         repetition_penalty=p.repetition_penalty, seed=p.seed or 0, choice=choice,
     )  # fmt: skip
     chain.see(list(seen))
-    sampler = _sampler.Sampler()
+    sampler = _sampler.Sampler(level)
     rows = np.ascontiguousarray(logits, np.float32).reshape(1, -1)
     return [sampler.draw(chain, rows, 0, position) for position in positions]
 
@@ -101,7 +102,10 @@ def test_exp_neg_is_accurate_and_equal_in_both() -> None:
     assert got[0] == 1.0
 
 
-RANDOM_LOGITS = st.sampled_from(["normal", "ties", "peaked", "flat", "masked", "huge"])
+RANDOM_LOGITS = st.sampled_from(
+    ["normal", "ties", "peaked", "flat", "masked", "huge", "tiny", "zeros", "equal", "text", "wide"]
+)
+LEVELS = _sampler.levels()
 
 
 def make_logits(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -117,6 +121,18 @@ def make_logits(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
         x[rng.integers(n)] = 0.0
     elif kind == "huge":
         x = x * 1e37
+    elif kind == "tiny":
+        x = x * 1e-42  # below the smallest normal number
+    elif kind == "zeros":
+        x = np.where(rng.random(n) < 0.5, -0.0, 0.0)
+    elif kind == "equal":
+        x = np.full(n, x[0])
+    elif kind == "text":
+        few = rng.integers(0, n, 1 + n // 400)
+        x[few] += 4.0 + rng.exponential(4.0, len(few))
+        x = np.round(x * 16) / 16
+    elif kind == "wide":
+        x = np.sign(x) * np.exp(rng.uniform(-60, 60, n))
     return x.astype(np.float32)
 
 
@@ -131,10 +147,11 @@ def make_logits(kind: str, n: int, rng: np.random.Generator) -> np.ndarray:
     penalty=st.sampled_from([0.5, 1.0, 1.3]),
     seed=st.integers(0, 2**64 - 1),
     n_hidden=st.integers(0, 5),
+    level=st.sampled_from(LEVELS),
 )
 def test_choose_native_equals_numpy(
     kind: str, n: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float,
-    seed: int, n_hidden: int,
+    seed: int, n_hidden: int, level: str,
 ) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     logits = np.concatenate([make_logits(kind, n, rng), np.full(n_hidden, 1e38, np.float32)])
@@ -145,7 +162,7 @@ def test_choose_native_equals_numpy(
     )  # fmt: skip
     before = logits.copy()
     positions = range(12)
-    got = native(logits, p, positions, n_vocab=n, seen=seen, choice=3)
+    got = native(logits, p, positions, n_vocab=n, seen=seen, choice=3, level=level)
     assert np.array_equal(logits, before)
     for position, token_id in zip(positions, got, strict=True):
         u = sampling.uniform(seed, 3, position)
@@ -163,6 +180,93 @@ def test_choose_native_equals_numpy_on_a_large_vocabulary(top_k: int, top_p: flo
         for position, token_id in enumerate(got):
             u = sampling.uniform(5, 0, position)
             assert token_id == sampling.choose(logits, p, n_vocab=32_003, seen=(), u=u)
+
+
+def assert_equal_on_a_large_vocabulary(
+    kind: str, n: int, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+) -> None:
+    """Every level against the numpy chain, on two draws that lie in different parts of the row."""
+    logits = make_logits(kind, n, np.random.default_rng(seed))
+    p = params(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    want = [
+        sampling.choose(logits, p, n_vocab=n, seen=(), u=sampling.uniform(seed, 0, position))
+        for position in range(2)
+    ]
+    for level in LEVELS:
+        assert native(logits, p, range(2), level=level) == want, level
+
+
+LARGE = {
+    "kind": RANDOM_LOGITS,
+    "n": st.sampled_from([16_384, 32_001, 131_072]),
+    "temperature": st.sampled_from([1e-3, 0.8, 1.0, 3.0, 100.0]),
+    "top_k": st.sampled_from([0, 0, 40, 5000]),
+    "top_p": st.sampled_from([1e-9, 0.3, 0.95, 0.999, 1.0 - 2.0**-53, 1.0]),
+    "min_p": st.sampled_from([0.0, 0.0, 1e-9, 0.05]),
+    "seed": st.integers(0, 2**32 - 1),
+}
+
+
+@settings(max_examples=50, deadline=None)
+@given(**LARGE)  # type: ignore[arg-type]
+def test_choose_on_a_large_vocabulary_equals_numpy_at_every_level(**drawn: object) -> None:
+    assert_equal_on_a_large_vocabulary(**drawn)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@given(**LARGE)  # type: ignore[arg-type]
+def test_choose_on_a_large_vocabulary_equals_numpy_many_times(**drawn: object) -> None:
+    assert_equal_on_a_large_vocabulary(**drawn)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9])
+def test_nucleus_of_many_equal_logits_keeps_the_lower_ids(level: str, top_p: float) -> None:
+    n = 12_000
+    logits = np.zeros(n, np.float32)
+    logits[::2] = -1e-40  # half of them are less, but weigh as much
+    n_kept = math.ceil(top_p * n)
+    odd = np.arange(1, n, 2)
+    kept = np.concatenate([odd, np.arange(0, n, 2)])[:n_kept]
+    got = native(logits, params(top_p=top_p), range(200), level=level)
+    assert set(got) <= set(kept.tolist())
+    assert max(got) > np.quantile(kept, 0.9)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_nucleus_survives_a_sample_that_misleads(level: str) -> None:
+    n = 64_000
+    logits = np.full(n, -3.0, np.float32)
+    logits[np.arange(n) % 128 >= 4] = np.linspace(-1, 1, n - n // 32, dtype=np.float32)
+    for top_p in (0.05, 0.6, 0.99):
+        p = params(top_p=top_p, seed=2)
+        for position, token_id in enumerate(native(logits, p, range(5), level=level)):
+            u = sampling.uniform(2, 0, position)
+            assert token_id == sampling.choose(logits, p, n_vocab=n, seen=(), u=u)
+
+
+def test_min_p_compares_rounded_weights() -> None:
+    logits = -np.linspace(9, 23, 5000, dtype=np.float32)
+    logits[0] = 0.0
+    weights = np.rint(sampling.exp_neg(logits).astype(np.float64) / sampling.WEIGHT_UNIT)
+    for i in (100, 2000, 4000):
+        p = params(min_p=float(weights[i] * sampling.WEIGHT_UNIT), seed=4, temperature=1.0)
+        for position, token_id in enumerate(native(logits, p, range(200))):
+            u = sampling.uniform(4, 0, position)
+            assert token_id == sampling.choose(logits, p, n_vocab=5000, seen=(), u=u)
+
+
+@pytest.mark.parametrize("kind", ["normal", "text", "masked", "tiny"])
+def test_logprobs_are_the_same_bits_at_every_level(kind: str) -> None:
+    rows = make_logits(kind, 20_001, np.random.default_rng(6)).reshape(1, -1)
+    got = [_sampler.Sampler(level).logprobs(rows, 0, 20_001, 77, 20) for level in LEVELS]
+    assert all(one == got[0] for one in got)
+
+
+def test_unknown_level_is_refused() -> None:
+    with pytest.raises(ValueError, match="no such level"):
+        _sampler.Sampler("abacus")
 
 
 LOGITS = np.array([2.0, -1.0, 0.5, 2.0, 0.0, -3.0, 1.5, -0.5, 0.25, 1.0], np.float32)

@@ -13,6 +13,9 @@
 // Build with -ffp-contract=off (a fused multiply-add would round differently) and never with
 // -ffast-math.
 
+#include "_sampler_picked.h"
+#include "_sampler_rows.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,23 +24,23 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
-#include <limits>
+#include <functional>
+#include <string>
 #include <utility>
 #include <vector>
-
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
 
 namespace py = pybind11;
 
 namespace {
 
-constexpr int64_t kBlock = 128; // ids per block maximum; a few cache lines
+using rows::kBlock;
+using rows::kInf;
+using rows::Picked;
+using rows::Range;
+
 constexpr int64_t kMaxVocab = int64_t{1} << 19;
-constexpr double kUnit = 1.0 / (int64_t{1} << 34); // weights are multiples of this
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr int64_t kSampled = 4; // logits of a block that the guess of a nucleus looks at
+constexpr size_t kFew = 64;     // tokens that are sorted rather than divided further
 
 struct Item {
     float logit;
@@ -47,44 +50,6 @@ struct Item {
 // Likeliest first; of equal ones the lower id first.
 inline bool before(const Item &a, const Item &b) {
     return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
-}
-
-inline uint32_t bits_of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-inline float float_of(uint32_t bits) {
-    float x;
-    std::memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-// exp(x) for x <= 0, relative error under 2e-7; what is below -87, -inf too, counts as -87, whose
-// exp is far below 2^-34. The clamp works on integers: a comparison of floats may trap, and keeps
-// compilers from vectorising the loops around it.
-inline float exp_neg(float x) {
-    const int32_t size = static_cast<int32_t>(bits_of(x) & 0x7FFFFFFFu);
-    x = float_of(static_cast<uint32_t>(size < 0x42AE0000 ? size : 0x42AE0000) | 0x80000000u);
-    const float shifted = x * 1.44269504f + 12582912.0f; // 1.5 * 2^23: rounds to a whole k
-    const float k = shifted - 12582912.0f;
-    const float r = (x - k * 0.693359375f) - k * -2.12194440e-4f; // ln 2 in two parts
-    float p = 1.0f / 5040.0f;
-    p = p * r + 1.0f / 720.0f;
-    p = p * r + 1.0f / 120.0f;
-    p = p * r + 1.0f / 24.0f;
-    p = p * r + 1.0f / 6.0f;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    return p * float_of((bits_of(shifted) + 127u) << 23); // times 2^k
-}
-
-// To the nearest multiple of 2^-34, for 0 <= weight <= 1.
-inline double exact(float weight) {
-    constexpr double magic = 1.5 * (1 << 18); // its last bit is worth 2^-34
-    return (static_cast<double>(weight) + magic) - magic;
 }
 
 // Philox4x32-10 (Salmon et al., SC 2011): ten rounds over a 128-bit counter under a 64-bit key.
@@ -123,8 +88,9 @@ class Chain {
     Chain(int64_t n_vocab_, double temperature_, int64_t top_k_, double top_p_, double min_p_,
           double penalty_, uint64_t seed_, uint32_t choice_)
         : n_vocab(n_vocab_), temperature(static_cast<float>(std::max(temperature_, 1e-30))),
-          greedy(temperature_ == 0.0 || top_k_ == 1), top_k(top_k_), top_p(top_p_), min_p(min_p_),
-          penalty(static_cast<float>(penalty_)), seed(seed_), choice(choice_) {
+          greedy(temperature_ == 0.0 || top_k_ == 1), top_k(top_k_), top_p(top_p_),
+          least(at_least(min_p_)), penalty(static_cast<float>(penalty_)), seed(seed_),
+          choice(choice_) {
         if (n_vocab < 1 || n_vocab > kMaxVocab)
             throw std::invalid_argument("the vocabulary must have 1 to 2^19 tokens");
         if (penalty != 1.0f) is_seen.assign(static_cast<size_t>(n_vocab), 0);
@@ -143,12 +109,20 @@ class Chain {
     const float temperature;
     const bool greedy;
     const int64_t top_k;
-    const double top_p, min_p;
+    const double top_p;
+    const float least; // the weight that min-p asks for
     const float penalty;
     const uint64_t seed;
     const uint32_t choice;
     std::vector<uint8_t> is_seen;
     std::vector<int32_t> seen;
+
+  private:
+    // The smallest f32 that is no less: what f32 weights compare with it as they do with min_p.
+    static float at_least(double min_p) {
+        const float near = static_cast<float>(min_p);
+        return static_cast<double>(near) < min_p ? std::nextafter(near, kInf) : near;
+    }
 };
 
 // Puts the penalised logits into the row, and the old ones back at the end.
@@ -175,9 +149,27 @@ class Penalised {
     std::vector<float> &saved_;
 };
 
+const rows::Level &level_by_name(const std::string &name) {
+    const auto levels = rows::usable_levels();
+    if (name.empty()) return *levels.back();
+    for (const rows::Level *level : levels)
+        if (name == level->name) return *level;
+    throw std::invalid_argument("no such level of instructions here: " + name);
+}
+
+std::vector<std::string> level_names() {
+    std::vector<std::string> names;
+    for (const rows::Level *level : rows::usable_levels()) names.emplace_back(level->name);
+    return names;
+}
+
+float exp_neg(float x) { return rows::exp_neg(x); }
+
 // The scratch of all choices; one per engine.
 class Sampler {
   public:
+    explicit Sampler(const std::string &level) : pass_(level_by_name(level)) {}
+
     int64_t draw(const Chain &chain, Logits logits, int64_t row, uint64_t position) {
         float *x = row_of(logits, row, chain.n_vocab);
         if (!chain.seen.empty() && !logits.writeable()) {
@@ -212,45 +204,15 @@ class Sampler {
     // Block maxima into maxima_, the largest of them back; throws unless that is a number.
     float scan(const float *x, int64_t n) {
         maxima_.resize(static_cast<size_t>((n + kBlock - 1) / kBlock));
+        pass_.maxima(x, n, maxima_.data());
         float best = -kInf;
-        int32_t is_nan = 0;
-        for (size_t b = 0; b < maxima_.size(); ++b) {
-            const int64_t begin = static_cast<int64_t>(b) * kBlock;
-            const int64_t len = std::min(kBlock, n - begin);
-            maxima_[b] = len == kBlock ? block_max(x + begin, is_nan)
-                                       : tail_max(x + begin, len, is_nan);
-            best = std::max(best, maxima_[b]);
+        bool is_nan = false;
+        for (const float m : maxima_) {
+            is_nan |= m != m;
+            best = std::max(best, m);
         }
         if (is_nan || !std::isfinite(best)) throw std::domain_error("logits are not finite");
         return best;
-    }
-
-    static float block_max(const float *x, int32_t &is_nan) {
-#ifdef __SSE2__
-        __m128 m[4], bad = _mm_setzero_ps();
-        for (int j = 0; j < 4; ++j) m[j] = _mm_loadu_ps(x + 4 * j);
-        for (int64_t i = 0; i < kBlock; i += 16)
-            for (int j = 0; j < 4; ++j) {
-                const __m128 v = _mm_loadu_ps(x + i + 4 * j);
-                m[j] = _mm_max_ps(m[j], v);
-                bad = _mm_or_ps(bad, _mm_cmpunord_ps(v, v));
-            }
-        is_nan |= _mm_movemask_ps(bad);
-        float lanes[4];
-        _mm_storeu_ps(lanes, _mm_max_ps(_mm_max_ps(m[0], m[1]), _mm_max_ps(m[2], m[3])));
-        return std::max(std::max(lanes[0], lanes[1]), std::max(lanes[2], lanes[3]));
-#else
-        return tail_max(x, kBlock, is_nan);
-#endif
-    }
-
-    static float tail_max(const float *x, int64_t len, int32_t &is_nan) {
-        float m = -kInf;
-        for (int64_t i = 0; i < len; ++i) {
-            is_nan |= x[i] != x[i];
-            m = x[i] > m ? x[i] : m;
-        }
-        return m;
     }
 
     int64_t first_of(const float *x, int64_t n, float value) const {
@@ -261,31 +223,28 @@ class Sampler {
         return i;
     }
 
-    static double sum_exp(const float *x, int64_t n, float max) {
-        constexpr int lanes = 8;
-        double sums[lanes] = {};
-        int64_t i = 0;
-        for (; i + lanes <= n; i += lanes) {
-            float e[lanes];
-            for (int j = 0; j < lanes; ++j) e[j] = exp_neg(x[i + j] - max);
-            for (int j = 0; j < lanes; ++j) sums[j] += static_cast<double>(e[j]);
+    double sum_exp(const float *x, int64_t n, float max) const {
+        double sum = 0.0;
+        for (int64_t begin = 0; begin < n; begin += kBlock) {
+            // 2^19 times e^-50 is less than the last bit of a sum that is at least 1.
+            if (maxima_[static_cast<size_t>(begin / kBlock)] - max < -50.0f) continue;
+            sum += pass_.sum_exp(x + begin, std::min(kBlock, n - begin), max);
         }
-        for (; i < n; ++i) sums[0] += static_cast<double>(exp_neg(x[i] - max));
-        for (int width = lanes / 2; width > 0; width /= 2)
-            for (int j = 0; j < width; ++j) sums[j] += sums[j + width];
-        return sums[0];
+        return sum;
     }
 
     // The k likeliest into items_, in no order. Needs the block maxima of the row.
     //
-    // A buffer of a few times k; when it is full it is cut to its k likeliest, and from then on
-    // only what beats the worst of these gets in, whole blocks being passed over by their maxima.
-    // Ids come in rising order, so an equal logit that comes later never displaces one.
+    // No token below the k-th of the block maxima is among them. A buffer of a few times k takes
+    // the others; when it is full it is cut to its k likeliest, and from then on only what beats
+    // the worst of these gets in, whole blocks being passed over by their maxima. Ids come in
+    // rising order, so an equal logit that comes later never displaces one.
     void select(const float *x, int64_t n, int64_t k) {
         const size_t kept = static_cast<size_t>(std::min(k, n)), limit = 4 * kept + kBlock;
         items_.clear();
-        float worst = -kInf;
-        bool is_cut = false;
+        float worst = kth_maximum(kept); // what does not beat it stays out
+        bool is_cut = worst > -kInf;
+        if (is_cut) worst = std::nextafter(worst, -kInf);
         for (int64_t begin = 0; begin < n; begin += kBlock) {
             if (is_cut && maxima_[static_cast<size_t>(begin / kBlock)] <= worst) continue;
             const int64_t end = std::min(begin + kBlock, n);
@@ -299,6 +258,15 @@ class Sampler {
         cut_items(kept);
     }
 
+    // The k-th largest of the block maxima, -inf where there are fewer.
+    float kth_maximum(size_t k) {
+        if (k > maxima_.size()) return -kInf;
+        sorted_.assign(maxima_.begin(), maxima_.end());
+        const auto kth = sorted_.begin() + static_cast<int64_t>(k) - 1;
+        std::nth_element(sorted_.begin(), kth, sorted_.end(), std::greater<float>());
+        return *kth;
+    }
+
     // Leaves the likeliest of items_; the logit of the worst of them back.
     float cut_items(size_t kept) {
         const auto last = items_.begin() + static_cast<int64_t>(kept) - 1;
@@ -308,156 +276,219 @@ class Sampler {
         return worst;
     }
 
-    static float weigh(const Chain &chain, float logit, float max) {
-        return exp_neg((logit - max) / chain.temperature);
-    }
-
     int64_t draw_top_k(const Chain &chain, const float *x, float max, double u) {
         select(x, chain.n_vocab, chain.top_k);
+        const auto weight_of = [&](const Item &item) {
+            return static_cast<double>(rows::weigh(item.logit, max, chain.temperature));
+        };
         if (chain.top_p < 1.0) {
             std::sort(items_.begin(), items_.end(), before);
             double total = 0.0, sum = 0.0;
-            for (const Item &item : items_) total += exact(weigh(chain, item.logit, max));
+            for (const Item &item : items_) total += weight_of(item);
             size_t n = 0;
             while (n < items_.size() && (n == 0 || sum < chain.top_p * total))
-                sum += exact(weigh(chain, items_[n++].logit, max));
+                sum += weight_of(items_[n++]);
             items_.resize(n);
         }
         std::sort(items_.begin(), items_.end(),
                   [](const Item &a, const Item &b) { return a.id < b.id; });
-        return draw_item(chain, max, u);
-    }
-
-    // One of items_, which lie in id order, after min-p.
-    int64_t draw_item(const Chain &chain, float max, double u) {
-        weights_.clear();
         double total = 0.0;
-        for (const Item &item : items_) {
-            const float w = weigh(chain, item.logit, max);
-            weights_.push_back(static_cast<double>(w) >= chain.min_p ? w : 0.0f);
-            total += exact(weights_.back());
-        }
-        const int64_t n = static_cast<int64_t>(weights_.size());
-        return items_[static_cast<size_t>(walk(0, n, 0.0, u * total))].id;
+        for (const Item &item : items_)
+            if (weight_of(item) >= chain.least) total += weight_of(item);
+        return first_beyond(u * total, 0.0, items_.size(), [&](size_t i) {
+            const double w = weight_of(items_[i]);
+            return std::pair<double, int64_t>(w >= chain.least ? w : 0.0, items_[i].id);
+        });
     }
 
-    int64_t draw_all(const Chain &chain, const float *x, float max, double u) {
-        const int64_t n = chain.n_vocab;
-        const double total = weigh_all(chain, x, max);
-        if (chain.top_p < 1.0) {
-            keep_nucleus(chain, x, max, total);
-            return draw_item(chain, max, u);
-        }
-        const double target = u * total;
-        double sum = 0.0;
-        size_t b = 0;
-        while (b + 1 < sums_.size() && sum + sums_[b] <= target) sum += sums_[b++];
-        const int64_t begin = static_cast<int64_t>(b) * kBlock;
-        return walk(begin, std::min(begin + kBlock, n), sum, target);
-    }
-
-    // Weights of the whole row, sums of its blocks, and their total. Where no nucleus is to be
-    // taken first, min-p is applied on the way.
-    double weigh_all(const Chain &chain, const float *x, float max) {
-        const int64_t n = chain.n_vocab;
-        const double floor = chain.top_p < 1.0 ? 0.0 : chain.min_p;
-        const float temperature = chain.temperature;
-        weights_.resize(static_cast<size_t>(n));
-        sums_.clear();
-        float *w = weights_.data();
-        double total = 0.0;
-        for (int64_t begin = 0; begin < n; begin += kBlock) {
-            const int64_t end = std::min(begin + kBlock, n);
-            for (int64_t i = begin; i < end; ++i) w[i] = exp_neg((x[i] - max) / temperature);
-            if (floor > 0.0)
-                for (int64_t i = begin; i < end; ++i)
-                    w[i] = static_cast<double>(w[i]) >= floor ? w[i] : 0.0f;
-            double lanes[4] = {};
-            int64_t i = begin;
-            for (; i + 4 <= end; i += 4)
-                for (int j = 0; j < 4; ++j) lanes[j] += exact(w[i + j]);
-            for (; i < end; ++i) lanes[0] += exact(w[i]);
-            sums_.push_back((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
-            total += sums_.back();
-        }
-        return total;
-    }
-
-    // The first of weights_[begin, end) at which the running sum exceeds the target.
-    int64_t walk(int64_t begin, int64_t end, double sum, double target) const {
-        int64_t last = begin;
-        for (int64_t i = begin; i < end; ++i) {
-            const double w = exact(weights_[static_cast<size_t>(i)]);
-            if (w == 0.0) continue;
-            sum += w;
-            last = i;
-            if (sum > target) break;
+    // The first of n weights at which the running sum exceeds the target; each comes with an id.
+    template <class At>
+    static int64_t first_beyond(double target, double sum, size_t n, At at) {
+        int64_t last = 0;
+        for (size_t i = 0; i < n && sum <= target; ++i) {
+            const auto [weight, id] = at(i);
+            if (weight == 0.0) continue;
+            sum += weight;
+            last = id;
         }
         return last;
     }
 
-    // The smallest set of likeliest tokens that reaches top_p, into items_, in id order.
-    void keep_nucleus(const Chain &chain, const float *x, float max, double total) {
-        const size_t n = weights_.size();
-        const double mass = chain.top_p * total;
-        // Tokens below this weight add up to less than 1 - top_p, so none of them is in the set.
-        const double floor = (total - mass) / static_cast<double>(n) * 0.999 - kUnit;
-        items_.resize(n);
-        size_t count = 0;
-        for (size_t i = 0; i < n; ++i) { // without a branch: which ones pass is hard to guess
-            items_[count] = {x[i], static_cast<int32_t>(i)};
-            count += static_cast<double>(weights_[i]) >= floor;
+    int64_t draw_all(const Chain &chain, const float *x, float max, double u) {
+        const bool has_nucleus = chain.top_p < 1.0;
+        double total = weigh_all(chain, x, max, has_nucleus ? 0.0f : chain.least);
+        Item last = {-kInf, static_cast<int32_t>(chain.n_vocab)}; // of those that are in
+        if (has_nucleus) {
+            last = last_of_nucleus(chain, x, max, total);
+            total = sum_nucleus(chain, x, last);
         }
-        items_.resize(count);
-        const Item last = last_of_nucleus(max, chain.temperature, mass);
-        items_.erase(std::remove_if(items_.begin(), items_.end(),
-                                    [&](const Item &item) { return before(last, item); }),
-                     items_.end());
-    }
-
-    // The item of items_ at which the sum over them, likeliest first, reaches the mass.
-    Item last_of_nucleus(float max, float temperature, double mass) {
-        // Eighths of a nat below the maximum; what is 32 nats below has no weight.
-        const auto bucket_of = [=](const Item &item) {
-            return static_cast<size_t>(std::min((max - item.logit) / temperature * 8.0f, 255.0f));
-        };
-        double bucket_sums[256] = {};
-        for (const Item &item : items_) bucket_sums[bucket_of(item)] += weight_of(item);
-        size_t b = 0;
+        const double target = u * total;
         double sum = 0.0;
-        while (b < 255 && sum + bucket_sums[b] < mass) sum += bucket_sums[b++];
-        picked_.clear();
-        for (const Item &item : items_)
-            if (bucket_of(item) == b) picked_.push_back(item);
-        return select_by_weight(sum, mass);
+        size_t b = 0;
+        for (; b + 1 < sums_.size() && sum + sums_[b] <= target; ++b) sum += sums_[b];
+        const int64_t begin = static_cast<int64_t>(b) * kBlock;
+        const int64_t len = std::min(kBlock, chain.n_vocab - begin);
+        return first_beyond(target, sum, static_cast<size_t>(len), [&](size_t i) {
+            const int64_t id = begin + static_cast<int64_t>(i);
+            const float w = weights_[static_cast<size_t>(id)];
+            const bool is_in = w >= chain.least && !before(last, {x[id], static_cast<int32_t>(id)});
+            return std::pair<double, int64_t>(is_in ? w : 0.0, id);
+        });
     }
 
-    // The same within picked_, given the sum before them: each round halves what is left.
-    Item select_by_weight(double sum, double mass) {
-        size_t lo = 0, hi = picked_.size();
-        const auto at = [this](size_t i) { return picked_.begin() + static_cast<int64_t>(i); };
-        while (hi - lo > 1) {
-            const size_t mid = lo + (hi - lo) / 2;
-            std::nth_element(at(lo), at(mid), at(hi), before);
-            double left = 0.0;
-            for (size_t i = lo; i < mid; ++i) left += weight_of(picked_[i]);
-            if (sum + left >= mass) {
-                hi = mid;
-            } else {
-                sum += left;
-                lo = mid;
+    // Weights of the row, those under least being 0, sums of its blocks, and their total. Blocks
+    // that have no weight, by their maxima, are passed over.
+    double weigh_all(const Chain &chain, const float *x, float max, float least) {
+        const int64_t n = chain.n_vocab;
+        // e^-25 is less than half a unit; a hundredth is more than the error of a weight.
+        const float lowest = least > 1e-6f ? std::log(least) - 0.01f : -25.0f;
+        weights_.resize(static_cast<size_t>(n));
+        sums_.assign(maxima_.size(), 0.0);
+        double total = 0.0;
+        for (size_t b = 0; b < sums_.size(); ++b) {
+            const int64_t begin = static_cast<int64_t>(b) * kBlock,
+                          len = std::min(kBlock, n - begin);
+            float *w = weights_.data() + begin;
+            if ((maxima_[b] - max) / chain.temperature < lowest)
+                std::fill(w, w + len, 0.0f);
+            else
+                total += sums_[b] = pass_.weigh(x + begin, len, max, chain.temperature, least, w);
+        }
+        return total;
+    }
+
+    // The last token of the smallest set of likeliest ones that reaches top_p.
+    //
+    // A sample says between which logits it lies, about; one pass over the row sums the weights
+    // above these and picks what is between; that is halved until it is few.
+    Item last_of_nucleus(const Chain &chain, const float *x, float max, double total) {
+        const double mass = chain.top_p * total;
+        const float below = std::nextafter(max - 32.0f * chain.temperature, -kInf);
+        const Range all = {below, max}; // what is out of it has no weight
+        Range range = guess(x, all, total, mass);
+        double above = pick(x, range);
+        if (above >= mass) {
+            range = {range.high, all.high};
+            above = pick(x, range);
+        } else if (above + sum_picked(range.low) < mass) {
+            range = {all.low, range.low};
+            above = pick(x, range);
+        }
+        for (bool by_bits = false; picked_.size > kFew && !range.is_one(); by_bits = !by_bits) {
+            const Range half = halved(picked_, range, mass - above, 8, by_bits);
+            above += sum_picked(half.high);
+            picked_.keep(half);
+            range = half;
+        }
+        return last_picked(mass - above);
+    }
+
+    // Where the sum over tokens, likeliest first, reaches the mass: halves a range that holds it.
+    Range halved(const Picked &tokens, Range range, double mass, int n_rounds, bool by_bits) const {
+        const int64_t n = static_cast<int64_t>(tokens.size);
+        const float *x = tokens.logits.data(), *w = tokens.weights.data();
+        for (int round = 0; round < n_rounds && !range.is_one(); ++round) {
+            const float mid = range.middle(by_bits);
+            (pass_.sum_above(x, w, n, mid, 0.0f) >= mass ? range.low : range.high) = mid;
+        }
+        return range;
+    }
+
+    // By a few tokens of each block. They say little of the likeliest, of which there are few, but
+    // much of the rest, so what is compared is the mass that the nucleus leaves out.
+    Range guess(const float *x, Range all, double total, double mass) {
+        constexpr double margin = 0.15;
+        constexpr int n_rounds = 14; // to a five-hundredth of a nat
+        sample_.size = 0;
+        double sum = 0.0;
+        for (size_t b = 0; b < maxima_.size(); ++b) {
+            const size_t begin = b * static_cast<size_t>(kBlock);
+            if (sums_[b] == 0.0 || begin + kSampled > weights_.size()) continue;
+            sample_.reserve_block();
+            for (size_t i = begin; i < begin + kSampled; ++i, ++sample_.size) {
+                sample_.logits[sample_.size] = x[i];
+                sample_.weights[sample_.size] = weights_[i];
+                sum += static_cast<double>(weights_[i]);
             }
         }
-        return picked_[lo];
+        const double left_out = (total - mass) * kSampled / kBlock;
+        Range range = all;
+        if (sum > (1.0 + margin) * left_out)
+            range.high =
+                halved(sample_, all, sum - (1.0 + margin) * left_out, n_rounds, false).high;
+        if (sum > (1.0 - margin) * left_out)
+            range.low = halved(sample_, all, sum - (1.0 - margin) * left_out, n_rounds, false).low;
+        return range;
     }
 
-    double weight_of(const Item &item) const {
-        return exact(weights_[static_cast<size_t>(item.id)]);
+    // Tokens of the range into picked_; the sum of the weights above it back.
+    double pick(const float *x, Range range) {
+        const int64_t n = static_cast<int64_t>(weights_.size());
+        double above = 0.0;
+        picked_.size = 0;
+        for (size_t b = 0; b < sums_.size(); ++b) {
+            if (sums_[b] == 0.0 || maxima_[b] <= range.low) continue;
+            const int64_t begin = static_cast<int64_t>(b) * kBlock,
+                          len = std::min(kBlock, n - begin);
+            const float *w = weights_.data() + begin;
+            if (maxima_[b] > range.high)
+                above += pass_.sum_above(x + begin, w, len, range.high, 0.0f);
+            uint8_t marks[kBlock] = {};
+            pass_.mark(x + begin, len, range.low, range.high, marks);
+            picked_.add(x + begin, w, begin, marks);
+        }
+        return above;
     }
 
-    std::vector<float> maxima_, weights_, saved_, copy_;
+    double sum_picked(float bound) const {
+        return pass_.sum_above(picked_.logits.data(), picked_.weights.data(),
+                               static_cast<int64_t>(picked_.size), bound, 0.0f);
+    }
+
+    // The one of picked_ at which the sum over them, likeliest first, reaches the mass. Where they
+    // are many, all are equal and in order.
+    Item last_picked(double mass) {
+        order_.resize(picked_.size);
+        for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
+        const auto item = [this](size_t i) { return Item{picked_.logits[i], picked_.ids[i]}; };
+        if (order_.size() <= kFew)
+            std::sort(order_.begin(), order_.end(),
+                      [&](size_t a, size_t b) { return before(item(a), item(b)); });
+        double sum = 0.0;
+        size_t n = 0;
+        do sum += static_cast<double>(picked_.weights[order_[n++]]);
+        while (sum < mass && n < order_.size());
+        return item(order_[n - 1]);
+    }
+
+    // Sums of the blocks over the nucleus, less what min-p drops, and their total.
+    double sum_nucleus(const Chain &chain, const float *x, Item last) {
+        const int64_t n = chain.n_vocab;
+        const float below = std::nextafter(last.logit, -kInf);
+        double total = 0.0;
+        for (size_t b = 0; b < sums_.size(); ++b) {
+            const int64_t begin = static_cast<int64_t>(b) * kBlock,
+                          len = std::min(kBlock, n - begin);
+            const int64_t n_low = std::clamp<int64_t>(last.id + 1 - begin, 0, len); // equals are in
+            const bool is_in = sums_[b] > 0.0 && maxima_[b] > below;
+            const float *w = weights_.data() + begin;
+            sums_[b] = 0.0;
+            if (is_in && n_low > 0)
+                sums_[b] += pass_.sum_above(x + begin, w, n_low, below, chain.least);
+            if (is_in && n_low < len)
+                sums_[b] += pass_.sum_above(x + begin + n_low, w + n_low, len - n_low, last.logit,
+                                            chain.least);
+            total += sums_[b];
+        }
+        return total;
+    }
+
+    const rows::Level &pass_;
+    std::vector<float> maxima_, weights_, saved_, copy_, sorted_;
     std::vector<double> sums_;
-    std::vector<Item> items_, picked_;
+    std::vector<Item> items_;
+    std::vector<size_t> order_;
+    Picked sample_, picked_;
 };
 
 } // namespace
@@ -475,6 +506,7 @@ PYBIND11_MODULE(_sampler, m) {
     m.def("uniform", &uniform, py::arg("seed"), py::arg("choice"), py::arg("position"));
     m.def("philox", &philox, py::arg("counter"), py::arg("key"));
     m.def("exp_neg", py::vectorize(exp_neg), py::arg("x"));
+    m.def("levels", &level_names);
     py::class_<Chain>(m, "Chain")
         .def(py::init<int64_t, double, int64_t, double, double, double, uint64_t, uint32_t>(),
              py::kw_only(), py::arg("n_vocab"), py::arg("temperature"), py::arg("top_k"),
@@ -482,7 +514,7 @@ PYBIND11_MODULE(_sampler, m) {
              py::arg("choice"))
         .def("see", &Chain::see, py::arg("token_ids"));
     py::class_<Sampler>(m, "Sampler")
-        .def(py::init<>())
+        .def(py::init<const std::string &>(), py::arg("level") = "")
         .def("draw", &Sampler::draw, py::arg("chain"), py::arg("logits").noconvert(),
              py::arg("row"), py::arg("position"))
         .def("logprobs", &Sampler::logprobs, py::arg("logits").noconvert(), py::arg("row"),
