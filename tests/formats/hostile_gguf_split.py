@@ -75,7 +75,7 @@ def _places() -> Iterator[Case]:
     for index in range(N):
         yield pieces_case(f"opened_by_piece_{index}", keep, None, opened=name(index))
     for index in range(1, N):
-        for opened in {name(0), name(N - index)}:
+        for opened in (name(0), name(N - index)):
             yield pieces_case(
                 f"without_piece_{index}_by_{opened[5:10]}",
                 lambda pieces, index=index: pieces.pop(name(index)),
