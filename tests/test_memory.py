@@ -6,11 +6,13 @@ import os
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from formats.writers import tiny_config
 
 from rllama import memory
+from rllama._kernels import core
 from rllama.config import EngineConfig, ModelConfig
 from rllama.engine.limits import context_and_cache
 from rllama.errors import ConfigError, MemoryPlanError
@@ -95,8 +97,8 @@ def test_anonymous_memory_of_this_process_grows_with_what_it_takes() -> None:
 
 
 CFG = tiny_config(max_seq_len=1000)
-# 2 (keys and values) * 2 layers * 2 heads * 8 wide * 64 positions * 4 bytes
-PAGE_BYTES = 2 * 2 * 2 * 8 * 64 * 4
+# 2 layers * 2 heads * 8 wide keys and as wide values, padded to 16 * 64 positions * 4 bytes
+PAGE_BYTES = 2 * 2 * (8 + 16) * 64 * 4
 
 
 def plan(
@@ -123,6 +125,21 @@ def test_plan_f16_cache_takes_half() -> None:
         CFG, EngineConfig(), weights_bytes=0, kv_dtype="f16", available=Available(GB, "a test")
     )
     assert halved.page_bytes == PAGE_BYTES // 2
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16", "q8_0"])
+@pytest.mark.parametrize("head_dim", [8, 34, 64, 80, 128])
+def test_plan_page_is_what_the_cache_takes(
+    head_dim: int, kv_dtype: Literal["f32", "f16", "q8_0"]
+) -> None:
+    cfg = replace(CFG, head_dim=head_dim)
+    made = plan_memory(
+        cfg, EngineConfig(), weights_bytes=0, kv_dtype=kv_dtype, available=Available(GB, "a test")
+    )
+    groups = [(tuple(range(cfg.n_layers)), 3)]
+    store = core.KVStore(groups, cfg.n_kv_heads, head_dim, kv_dtype)
+    assert store.n_bytes == 3 * made.page_bytes
+    store.close()
 
 
 def test_plan_asked_context_is_kept() -> None:

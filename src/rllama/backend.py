@@ -60,7 +60,7 @@ class ScratchPool(Protocol):
 class KVSpec:
     """Size and type of a paged cache; every layer is in one of the groups.
 
-    Units: page_len positions; dtype "f16" or "f32"
+    Units: page_len positions; dtype "f32", "f16" or "q8_0"
     """
 
     groups: tuple[KVGroup, ...]

@@ -12,7 +12,7 @@ from rllama.errors import ConfigError
 RopeStyle = Literal["interleaved", "half"]
 RopeScalingKind = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "swiglu_clamped"]
-KVDType = Literal["auto", "f32", "f16"]
+KVDType = Literal["auto", "f32", "f16", "q8_0"]
 
 
 def sizes(spec: str, letters: Mapping[str, int]) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ def plan_memory(
     engine: EngineConfig,
     *,
     weights_bytes: int,
-    kv_dtype: Literal["f32", "f16"],
+    kv_dtype: Literal["f32", "f16", "q8_0"],
     available: Available,
 ) -> MemoryPlan:
     """Choose context and cache so that they fit, or say by how much they do not.
@@ -142,9 +142,12 @@ def _pages(n_positions: int, page_len: int) -> int:
     return -(-n_positions // page_len)
 
 
-def _page_bytes(config: ModelConfig, page_len: int, kv_dtype: Literal["f32", "f16"]) -> int:
-    width = 4 if kv_dtype == "f32" else 2
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * page_len * width
+def _page_bytes(config: ModelConfig, page_len: int, kv_dtype: Literal["f32", "f16", "q8_0"]) -> int:
+    """A page in every layer; values are padded to 16 columns, q8_0 has 2 bytes per 32 numbers."""
+    width = {"f32": 4, "f16": 2, "q8_0": 1}[kv_dtype]
+    scales = 2 * -(-config.head_dim // 32) if kv_dtype == "q8_0" else 0
+    key, value = config.head_dim * width, -(-config.head_dim // 16) * 16 * width
+    return config.n_layers * config.n_kv_heads * page_len * (key + value + 2 * scales)
 
 
 def _work_bytes(config: ModelConfig, engine: EngineConfig) -> int:

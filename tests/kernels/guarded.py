@@ -111,8 +111,8 @@ def check_moe(isa: str, end: bool) -> None:
 
 
 def check_attend(isa: str, end: bool) -> None:
-    for dtype in ("f16", "f32"):
-        for head_dim in (1, 8, 20, 64):
+    for dtype in ("f16", "f32", "q8_0"):
+        for head_dim in (1, 8, 20, 33, 64):
             print(f"attend {dtype} d{head_dim} end={end}", flush=True)
             kv = core.KVStore([((0,), 2)], 1, head_dim, dtype)
             pages = guarded(np.array([[1, 0]], dtype=np.int32), end=end)

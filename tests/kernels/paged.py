@@ -141,7 +141,7 @@ def reference(shape: Shape, seq: Sequence, positions: tuple[int, ...]) -> tuple[
     """
     heads = (len(positions), -1, shape.head_dim)
     k, v = (
-        ref_ops.store(a, shape.dtype).reshape(len(a), shape.n_kv_heads, shape.head_dim)
+        ref_ops.store(a.reshape(len(a), shape.n_kv_heads, shape.head_dim), shape.dtype)
         for a in (seq.k, seq.v)
     )
     q = seq.q[list(positions)].reshape(heads)

@@ -15,7 +15,8 @@ from kernels.cases import (
     context,
     step_of,
 )
-from kernels.paged import Sequence, Shape, attend, fill, make_sequence, make_store, reference
+from kernels.paged import Shape, attend, fill, make_sequence, make_store, reference
+from reference import ref_ops
 
 from rllama._kernels import core
 
@@ -23,6 +24,7 @@ from rllama._kernels import core
 BORDERS = (0, 1, 62, 63, 64, 127, 128, 510, 511, 512, 513, 1023, 1024, 1189)
 LONGEST = 1190
 GROUPS = [(2, 1), (2, 4), (1, 8)]
+DTYPES = ("f16", "f32", "q8_0")
 
 
 def shapes() -> list[Shape]:
@@ -30,7 +32,7 @@ def shapes() -> list[Shape]:
         Shape(n_kv_heads, group, head_dim, dtype)
         for head_dim in ((8, 48) if FEW else (8, 16, 48, 64, 80, 96, 112, 128, 256))
         for n_kv_heads, group in (GROUPS[1:2] if FEW else GROUPS)
-        for dtype in ("f16", "f32")
+        for dtype in DTYPES
     ]
 
 
@@ -62,12 +64,16 @@ KINDS = [
     Shape(2, 1, 20, "f16", window=64),
     Shape(1, 5, 8, "f32", window=65, has_sinks=True),
     Shape(2, 4, 80, "f16", window=200, softcap=2.0),
+    Shape(1, 5, 33, "q8_0", window=65, softcap=3.0, has_sinks=True),
     Shape(1, 8, 16, "f32", window=512, softcap=50.0, has_sinks=True),
     Shape(1, 3, 96, "f16", window=600, has_sinks=True),
     Shape(1, 12, 16, "f16", window=5000),
     Shape(2, 3, 112, "f32", softcap=5.0),
     Shape(1, 2, 256, "f16", softcap=30.0, window=100),
     Shape(2, 8, 64, "f16", has_sinks=True),
+    Shape(2, 1, 72, "q8_0", window=600),
+    Shape(2, 3, 96, "q8_0", softcap=30.0, window=100),
+    Shape(1, 12, 20, "q8_0", window=1, has_sinks=True),
     Shape(1, 100, 8, "f32", softcap=1.0, has_sinks=True, window=130),
 ]
 
@@ -98,7 +104,7 @@ def test_attention_kinds_are_bit_equal_at_every_level(shape: Shape) -> None:
         assert_same_bits(result, results[0], level)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chunk", [5, 200] if FEW else [1, 4, 5, 64, 200, 640])
 def test_attention_chunks_are_bit_equal_to_one_prompt(isa: str, dtype: str, chunk: int) -> None:
     shape = Shape(1, 3, 20, dtype)
@@ -116,7 +122,7 @@ def test_attention_chunks_are_bit_equal_to_one_prompt(isa: str, dtype: str, chun
 
 
 @pytest.mark.parametrize("n_threads", THREADS[-1:] if FEW else THREADS)
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_mixed_batch_is_bit_equal_to_alone(isa: str, dtype: str, n_threads: int) -> None:
     """Decodes, a short piece, a long piece and a new prompt share a step and a store."""
     shape = Shape(2, 4, 16, dtype)
@@ -149,7 +155,7 @@ def test_attention_layers_do_not_share_memory(isa: str) -> None:
     assert_within(got, *reference(shape, one, (69,)), "layer 1")
 
 
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_ignores_what_a_page_held_before(isa: str, dtype: str) -> None:
     """A page is handed on as it is; values that are not finite must not come through."""
     shape = Shape(1, 2, 16, dtype)
@@ -162,7 +168,7 @@ def test_attention_ignores_what_a_page_held_before(isa: str, dtype: str) -> None
     assert_within(got, *reference(shape, seq, (70, 71, 72)), "reused pages")
 
 
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_keys_that_all_agree_give_the_mean(isa: str, dtype: str) -> None:
     """Equal scores, also huge ones of either sign: every position weighs the same."""
     shape = Shape(1, 1, 16, dtype)
@@ -172,15 +178,11 @@ def test_attention_keys_that_all_agree_give_the_mean(isa: str, dtype: str) -> No
         equal = replace(seq, q=np.full_like(seq.q, size), k=keys)
         kv = make_store(shape, 20)
         got = attend(context(isa), kv, [(equal, 0, 600)])
-        mean = np.cumsum(ref_values(seq, dtype), axis=0) / np.arange(1, 601)[:, None]
+        mean = np.cumsum(ref_ops.store(seq.v, dtype), axis=0) / np.arange(1, 601)[:, None]
         assert np.abs(got - mean).max() < 2e-6
 
 
-def ref_values(seq: Sequence, dtype: str) -> np.ndarray:
-    return seq.v.astype(np.float16 if dtype == "f16" else np.float32).astype(np.float64)
-
-
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_one_far_larger_score_picks_its_value(isa: str, dtype: str) -> None:
     """At every distance: in the same page, in another page, in another span."""
     shape = Shape(1, 1, 16, dtype)
@@ -192,13 +194,14 @@ def test_attention_one_far_larger_score_picks_its_value(isa: str, dtype: str) ->
         kv = make_store(shape, 22)
         fill(isa, kv, picked, 699)
         got = attend(context(isa), kv, [(picked, 699, 700)])
-        np.testing.assert_allclose(got[0], ref_values(seq, dtype)[chosen], rtol=1e-6)
+        np.testing.assert_allclose(got[0], ref_ops.store(seq.v, dtype)[chosen], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
 @pytest.mark.parametrize("where", ["q", "k", "v"])
-def test_attention_not_a_number_shows_from_its_token_on(isa: str, where: str) -> None:
+def test_attention_not_a_number_shows_from_its_token_on(isa: str, where: str, dtype: str) -> None:
     """Decoded token by token: before it nothing changes; a query spoils its own token alone."""
-    shape = Shape(1, 2, 16, "f32")
+    shape = Shape(1, 2, 16, dtype)
     seq = make_sequence(shape, 80, seed=25)
     broken = {name: getattr(seq, name).copy() for name in ("q", "k", "v")}
     broken[where][70] = np.nan
@@ -216,11 +219,12 @@ def test_attention_not_a_number_shows_from_its_token_on(isa: str, where: str) ->
 
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=["nan", "inf"])
 @pytest.mark.parametrize("window", [0, 9, 70])
+@pytest.mark.parametrize("dtype", ["f32", "q8_0"])
 def test_attention_unseen_positions_add_nothing_within_a_prompt(
-    isa: str, window: int, value: float
+    isa: str, dtype: str, window: int, value: float
 ) -> None:
     """A value that is not finite shows in the rows that see it, and in no other of its tile."""
-    shape = Shape(1, 2, 16, "f32", window=window)
+    shape = Shape(1, 2, 16, dtype, window=window)
     seq = make_sequence(shape, 150, seed=26)
     broken = {name: getattr(seq, name).copy() for name in ("k", "v")}
     for name in broken:
@@ -233,6 +237,24 @@ def test_attention_unseen_positions_add_nothing_within_a_prompt(
     for got in spoiled:
         assert_same_bits(got[~seen], clean[~seen], "rows that do not see it")
     assert not np.isfinite(spoiled[1][seen]).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e9], ids=["nan", "inf", "large"])
+def test_attention_q8_0_number_out_of_range_spoils_its_block_alone(isa: str, value: float) -> None:
+    """127 * 65504 is the largest number that a scale in f16 reaches."""
+    shape = Shape(1, 2, 70, "q8_0")
+    seq = make_sequence(shape, 80, seed=28)
+    broken = seq.v.copy()
+    broken[70, 40] = value
+    clean, got = (
+        attend(context(isa), make_store(shape, 4), [(s, 0, 80)])
+        for s in (seq, replace(seq, v=broken))
+    )
+    spoiled = np.zeros((80, 2, 70), dtype=bool)
+    spoiled[70:, :, 32:64] = True
+    spoiled = spoiled.reshape(80, 140)
+    assert not np.isfinite(got[spoiled]).any()
+    np.testing.assert_array_equal(got[~spoiled], clean[~spoiled])
 
 
 def test_attention_sink_far_above_takes_all_the_weight(isa: str) -> None:

@@ -271,6 +271,24 @@ def test_cache_f16_rounds_every_kind_of_value(isa: str) -> None:
     np.testing.assert_array_equal(out.array, ref_ops.store(values, "f16"))
 
 
+def test_cache_q8_0_rounds_to_a_scale_per_32_values(isa: str) -> None:
+    """Also a short block, zeros, the largest and smallest scales and ties."""
+    values = random_x(1, 240, seed=16)
+    values[:, 32:64] = 0.0
+    values[:, 64:96] = np.linspace(-8.319e6, 8.319e6, 32)
+    values[:, 96:128] *= 1e-4
+    values[:, 128:160] *= 1e-6
+    values[:, 160:192] = np.arange(-127, 128, 8)[:32] / 2
+    kv = core.KVStore([((0,), 1)], 1, 240, "q8_0")
+    out, zero = core.Buf.zeros(1, 240), core.Buf.zeros(1, 240)
+    spec = core.AttendSpec(0, 0.25, 0.0, 0, None)
+    context(isa).attend(zero, zero, core.Buf(values), kv, spec, step_of([0]), out)
+    np.testing.assert_array_equal(out.array, ref_ops.store(values, "q8_0"))
+    error = np.abs(out.array - values).reshape(-1, 16)[:6].max(axis=1)
+    most = np.abs(values).reshape(-1, 16)[:6].max(axis=1)
+    assert (error <= most * 0.02).all()
+
+
 def test_gather_takes_the_rows_asked_for(isa: str) -> None:
     x, out = random_x(7, 33, seed=14), core.Buf.zeros(4, 33)
     step = step_of(list(range(7)), logit_rows=[6, 0, 3, 3])

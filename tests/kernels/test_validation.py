@@ -176,8 +176,8 @@ def test_validation_none_is_an_error_and_no_crash(call: Callable[[], object]) ->
 
 
 def test_validation_cache_type() -> None:
-    with pytest.raises(ConfigError, match="cache type 'q8_0': this backend has f16 and f32"):
-        core.KVStore([((0,), 1)], 1, 8, "q8_0")
+    with pytest.raises(ConfigError, match="cache type 'q4_0': this backend has f32, f16, q8_0"):
+        core.KVStore([((0,), 1)], 1, 8, "q4_0")
 
 
 def test_validation_closed_cache() -> None:

@@ -388,10 +388,21 @@ static int64_t first_seen(const sequence *s, int64_t position) {
     return s->window > 0 && position >= s->window ? position - s->window + 1 : 0;
 }
 
-static double *kept(const float *values, int64_t n, int32_t format) {
+/* Heads of dim values as the cache gives them back. */
+static double *kept(const float *values, int64_t n, int64_t dim, int32_t format) {
     double *out = must_alloc((size_t)n * sizeof(double));
     for (int64_t i = 0; i < n; i++)
         out[i] = format == RL_KV_F16 ? half_value(nearest_half(values[i])) : values[i];
+    if (format != RL_KV_Q8_0) return out;
+    for (int64_t head = 0; head < n; head += dim)
+        for (int64_t i = head; i < head + dim; i += 32) {
+            int64_t end = i + 32 < head + dim ? i + 32 : head + dim;
+            float most = 0.0f;
+            for (int64_t j = i; j < end; j++) most = fmaxf(most, fabsf(values[j]));
+            float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+            double scale = half_value(nearest_half(most / 127.0f));
+            for (int64_t j = i; j < end; j++) out[j] = scale * rintf(values[j] * inverse);
+        }
     return out;
 }
 
@@ -401,8 +412,8 @@ static sequence make_sequence(int32_t format, int64_t dim, int64_t n_kv_heads, i
     s.q = random_floats(n * group);
     s.k = random_floats(n);
     s.v = random_floats(n);
-    s.k_kept = kept(s.k, n, format);
-    s.v_kept = kept(s.v, n, format);
+    s.k_kept = kept(s.k, n, dim, format);
+    s.v_kept = kept(s.v, n, dim, format);
     s.kv = rl_kv_new(2, N_PAGES, n_kv_heads, dim, format);
     return s;
 }
@@ -534,6 +545,7 @@ static void check_level(void) {
     }
     for (int32_t format = 0; format < RL_N_KV_FORMATS; format++) {
         check_attention(ctx, threads, make_sequence(format, 20, 2, 1));
+        if (format == RL_KV_Q8_0) check_attention(ctx, threads, make_sequence(format, 70, 1, 2));
         check_attention_kind(ctx, threads, format, 70);
         if (is_short) continue;
         check_attention(ctx, threads, make_sequence(format, 16, 1, 3));

@@ -184,8 +184,14 @@ def glu(gate: F32 | F64, up: F32 | F64, activation: str = "silu") -> F64:
 
 
 def store(values: F32, kv_dtype: str) -> F64:
-    """What a cache of this type gives back."""
+    """What a cache of this type gives back of heads [..., d]."""
     with np.errstate(over="ignore"):
+        if kv_dtype == "q8_0":
+            d = values.shape[-1]
+            rows = np.pad(values.reshape(-1, d), ((0, 0), (0, -d % BLOCK)))
+            scales, whole = quantize_activations(rows)
+            kept = scales.astype(np.float16).astype(np.float64)[:, :, None] * whole
+            return kept.reshape(rows.shape)[:, :d].reshape(values.shape)
         return values.astype(np.float16 if kv_dtype == "f16" else np.float32).astype(np.float64)
 
 

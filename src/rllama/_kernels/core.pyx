@@ -404,8 +404,9 @@ cdef class KVStore:
     cdef int32_t[::1] group_of, index_of  # of a layer: its group, and which of its layers it is
 
     def __cinit__(self, list groups, int64_t n_kv_heads, int64_t head_dim, str dtype):
-        if dtype not in ("f16", "f32"):
-            raise ConfigError(f"cache type {dtype!r}: this backend has f16 and f32")
+        kinds = {"f32": RL_KV_F32, "f16": RL_KV_F16, "q8_0": RL_KV_Q8_0}
+        if dtype not in kinds:
+            raise ConfigError(f"cache type {dtype!r}: this backend has {', '.join(kinds)}")
         if len(groups) > MAX_GROUPS:
             raise UnsupportedError(f"cache: {len(groups)} groups of layers that see equally far; "
                                    f"this backend has up to {MAX_GROUPS}")
@@ -419,7 +420,7 @@ cdef class KVStore:
         self.group_of = np.empty(self.n_layers, dtype=np.int32)
         self.index_of = np.empty(self.n_layers, dtype=np.int32)
         for layers, n_pages in groups:
-            self.add_group(layers, n_pages, RL_KV_F32 if dtype == "f32" else RL_KV_F16)
+            self.add_group(layers, n_pages, kinds[dtype])
 
     cdef int add_group(self, layers, int64_t n_pages, int32_t kind) except -1:
         cdef rl_kv *c = rl_kv_new(len(layers), n_pages, self.n_kv_heads, self.head_dim, kind)

@@ -19,15 +19,16 @@ rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t 
                  int32_t format) {
     rl_kv *kv = calloc(1, sizeof *kv);
     if (kv == NULL) return NULL;
-    int64_t size = format == RL_KV_F32 ? 4 : 2;
+    int64_t size = format == RL_KV_F32 ? 4 : format == RL_KV_F16 ? 2 : 1;
+    int64_t scales = format == RL_KV_Q8_0 ? 2 * rl_div_up(head_dim, RL_BLOCK) : 0;
     kv->n_layers = n_layers;
     kv->n_pages = n_pages;
     kv->n_kv_heads = n_kv_heads;
     kv->head_dim = head_dim;
     kv->format = format;
     kv->d_padded = rl_round_up(head_dim, 16);
-    kv->k_head_bytes = head_dim * RL_PAGE_LEN * size;
-    kv->v_head_bytes = kv->d_padded * RL_PAGE_LEN * size;
+    kv->k_head_bytes = (head_dim * size + scales) * RL_PAGE_LEN;
+    kv->v_head_bytes = (kv->d_padded * size + scales) * RL_PAGE_LEN;
     size_t n_heads = (size_t)(n_layers * n_pages * n_kv_heads);
     /* calloc: pages that are never used are never touched */
     kv->keys = calloc(n_heads, (size_t)kv->k_head_bytes);

@@ -189,10 +189,11 @@ rl_status rl_rope(rl_ctx *ctx, float *x, int64_t n_tokens, int64_t n_heads, int6
 
 /* ---- the paged cache and attention ---- */
 
-typedef enum { RL_KV_F32 = 0, RL_KV_F16 = 1, RL_N_KV_FORMATS = 2 } rl_kv_format;
+typedef enum { RL_KV_F32 = 0, RL_KV_F16, RL_KV_Q8_0, RL_N_KV_FORMATS } rl_kv_format;
 
 /* Per layer: keys [n_pages, G, d, PAGE_LEN], values [n_pages, G, PAGE_LEN, d_padded].
- * Keys lie position-last, so that a vector of scores needs no sum across lanes. */
+ * Keys lie position-last, so that a vector of scores needs no sum across lanes. In Q8_0 each page of
+ * a head ends with its f16 scales, [blocks of 32, PAGE_LEN]. */
 typedef struct {
     uint8_t *keys, *values; /* allocated at once, touched page by page */
     int64_t n_layers, n_pages, n_kv_heads, head_dim, d_padded;

@@ -111,6 +111,7 @@ cdef extern from "rl.h" nogil:
                       rl_rope_style style) noexcept
     enum: RL_KV_F32
     enum: RL_KV_F16
+    enum: RL_KV_Q8_0
     ctypedef struct rl_kv:
         int64_t n_layers, n_pages, n_kv_heads, head_dim
     rl_kv *rl_kv_new(int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim,

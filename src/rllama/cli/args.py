@@ -6,10 +6,10 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from rllama.cli import exit_codes
-from rllama.config import SamplingParams, field_help
+from rllama.config import KVDType, SamplingParams, field_help
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
@@ -123,10 +123,11 @@ _ENGINE_FLAGS = (
     Flag(
         "--kv-dtype",
         "TYPE",
-        "type of the cache: auto, f32 or f16 (default: auto, f32 beside F32 weights, else f16)",
+        "type of the cache: auto, f32, f16 or q8_0, 8 bits (default: auto, f32 beside F32 weights, "
+        "else f16)",
         type=str.lower,
         default="auto",
-        choices=("auto", "f32", "f16"),
+        choices=get_args(KVDType),
     ),
     Flag("--max-seq-len", "N", "context, prompt included (default: as trained, if it fits)", count),
     Flag(

@@ -53,6 +53,10 @@ static inline rl_f32v rl_load_f16(const uint16_t *p) {
 static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
+/* Signed bytes as floats. */
+static inline rl_f32v rl_load_i8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 /* Round to int8; the values already lie in [-127, 127]. */
 static inline void rl_store_i8(int8_t *p, rl_f32v v) {
     __m256i whole = _mm256_cvtps_epi32(v);

@@ -43,6 +43,13 @@ static inline rl_f32v rl_load_f16(const uint16_t *p) {
 static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 }
+/* Signed bytes as floats. */
+static inline rl_f32v rl_load_i8(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    int16x8_t words = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+}
 /* Round to int8; the values already lie in [-127, 127]. */
 static inline void rl_store_i8(int8_t *p, rl_f32v v) {
     int16x4_t words = vmovn_s32(vcvtnq_s32_f32(v));

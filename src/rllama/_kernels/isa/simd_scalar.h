@@ -86,6 +86,8 @@ static inline rl_f32v rl_load_f16(const uint16_t *p) {
 static inline void rl_store_f16(uint16_t *p, rl_f32v a) {
     RL_EACH p[i] = rl_float_to_half(a.v[i]);
 }
+/* Signed bytes as floats. */
+static inline rl_f32v rl_load_i8(const int8_t *p) { rl_f32v r; RL_EACH r.v[i] = p[i]; return r; }
 /* Round to int8; the values already lie in [-127, 127]. */
 static inline void rl_store_i8(int8_t *p, rl_f32v a) { RL_EACH p[i] = (int8_t)rintf(a.v[i]); }
 
