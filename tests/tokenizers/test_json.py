@@ -210,6 +210,32 @@ def test_json_config_says_more_about_added_tokens() -> None:
     assert not named.is_special(tool)  # it is an added token already, with a mind of its own
 
 
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("name", ["llama2", "mistral"])
+def test_json_byte_pieces_among_the_added_tokens_still_stand_for_bytes(
+    name: str, special: bool
+) -> None:
+    fields = fields_of(name)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    names = [f"<0x{byte:02X}>" for byte in range(256)]
+    for piece in names:
+        token_id = fields["model"]["vocab"][piece]
+        entry = {"id": token_id, "content": piece, "special": special, **flags}
+        fields["added_tokens"].append(entry)
+    fields["added_tokens"].sort(key=lambda entry: entry["id"])
+    ours = tokenizer_of(source_of(fields))
+    split, parsed = (Library.from_str(json.dumps(fields)) for _ in "12")
+    split.encode_special_tokens = True
+    for text in [*texts(60, 9, (*SPECIAL, *names[:3])), "\U0001f9ff\x00", "a<0x41>b", "\u4e16"]:
+        assert ours.encode(text) == split.encode(text, add_special_tokens=False).ids
+        full = parsed.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, parse_special=True) == full
+    ids = ours.encode("\U0001f9ff")
+    assert [ours.token_text(i) for i in ids[-4:]] == ["<0xF0>", "<0x9F>", "<0xA7>", "<0xBF>"]
+    assert ours.decode(ids) == "\U0001f9ff"
+    assert not any(map(ours.is_special, ids))
+
+
 Edit = Callable[[dict[str, Any]], object]
 
 

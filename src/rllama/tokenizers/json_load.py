@@ -13,7 +13,7 @@ from rllama.tokenizers.json_parts import Part, Spelling, parts_of, spelling_of, 
 from rllama.tokenizers.json_vocab import model_of, vocab_of
 from rllama.tokenizers.library import LibraryEncoder, in_a_row, meaning, share
 from rllama.tokenizers.merged import MergedTokenizer, Specials, Tokens
-from rllama.tokenizers.vocabulary import MAX_PIECES
+from rllama.tokenizers.vocabulary import MAX_PIECES, byte_value
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -55,11 +55,12 @@ def load_json(source: TokenizerSource, where: str) -> MergedTokenizer:
 
 
 def _tokens(names: Mapping[int, str], added: list[Added], spelling: Spelling) -> Tokens:
-    special = frozenset(token.token_id for token in added if token.flags["special"])
+    """What ids show. Byte pieces are bytes of a text, also where the file lists them as added."""
     of_bytes = frozenset(i for i, name in names.items() if spelling.byte_of(name) is not None)
+    special = frozenset(token.token_id for token in added if token.flags["special"])
     return Tokens(
-        names, special, frozenset(token.token_id for token in added), spelling.bytes_of,
-        spelling.strips_space, of_bytes,
+        names, special - of_bytes, frozenset(token.token_id for token in added) - of_bytes,
+        spelling.bytes_of, spelling.strips_space, of_bytes,
     )  # fmt: skip
 
 
@@ -69,10 +70,12 @@ def _encoder(
     """The library's model and added tokens, special ones hidden from what text can make.
 
     Notes:   a special token that is in the vocabulary, too, goes there under a name that nobody
-             can know
+             can know; not so the byte pieces, which byte fallback looks for under their own
     """
     secret = secrets.token_hex(8)
     special = {token.name for token in added if token.flags["special"]} & vocab.keys()
+    if model.get("byte_fallback") is True:
+        special = {name for name in special if byte_value(name.encode()) is None}
     hidden = {name: f"<{secret}:{vocab[name]}>" for name in special}
     row = in_a_row({hidden.get(name, name): token_id for name, token_id in vocab.items()})
     inner = model_of(model, row, hidden, where)
