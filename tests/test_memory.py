@@ -80,6 +80,28 @@ def test_available_address_space_limit(
     assert "ulimit -v" in found.limit
 
 
+def test_address_space_counts_whole_files_and_leaves_some(
+    machine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 4 GB, 1 GB is in use, half of it weights that the plan counts."""
+    proc = machine[0]
+    used = GB // os.sysconf("SC_PAGE_SIZE")
+    (proc / "self" / "statm").write_text(f"{used} 50 20 1 0 30 0\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (4 * GB, 4 * GB))
+    found = memory.once_mapped(Available(8 * GB, "more"), GB // 2, proc)
+    assert found.n_bytes == 3 * GB + GB // 2 - (192 << 20)
+    assert "ulimit -v" in found.limit
+    assert memory.once_mapped(Available(GB, "less"), GB // 2, proc) == Available(GB, "less")
+
+
+def test_address_space_without_a_limit_changes_nothing(
+    machine: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: unlimited)
+    assert memory.once_mapped(Available(GB, "a"), GB, machine[0]) == Available(GB, "a")
+
+
 def test_anonymous_memory_leaves_file_pages_out(machine: tuple[Path, Path]) -> None:
     (machine[0] / "self" / "statm").write_text("100 50 20 1 0 30 0\n")
     assert memory.anonymous_bytes(machine[0]) == 30 * os.sysconf("SC_PAGE_SIZE")

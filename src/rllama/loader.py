@@ -16,12 +16,12 @@ from rllama.config import EngineConfig, ModelConfig
 from rllama.errors import ConfigError, FormatError, UnsupportedError
 from rllama.formats import open_checkpoint, tokenizer_source
 from rllama.formats.checkpoint import Checkpoint
-from rllama.memory import Available, MemoryPlan, available_memory, plan_memory
+from rllama.memory import Available, MemoryPlan, available_memory, once_mapped, plan_memory
 from rllama.models import find
 from rllama.models.base import Decoder, OnProgress, f16_copy_bytes, natural_kv_dtype
 from rllama.models.table import check_tensors
 from rllama.recast import read_recipes, recast
-from rllama.tensor import View
+from rllama.tensor import JoinedView, TensorView, View
 from rllama.tokenizers.base import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def load(
     """
     start = time.perf_counter()
     recipes = None if quantize is None else read_recipes(quantize)
-    # Asked before the file is mapped: the mapping would count against an address space limit.
+    # Asked before the file is opened, for a part of it may be read into memory at once.
     available = available_memory()
     with ExitStack() as undo:
         backend = get_backend("cpu", isa=isa, n_threads=n_threads)
@@ -132,7 +132,7 @@ def _settle(
         engine,
         weights_bytes=held_bytes(tensors, f16=f16),
         kv_dtype=kv_dtype,
-        available=available,
+        available=once_mapped(available, mapped_bytes(tensors, f16=f16)),
     )
     settled = replace(engine, kv_dtype=kv_dtype, n_pages=plan.n_pages, max_seq_len=plan.max_seq_len)
     return settled, plan
@@ -149,6 +149,12 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
 def held_bytes(tensors: Mapping[str, View], *, f16: bool) -> int:
     """Bytes of the weights as they run; a tensor that is copied does not stay in the file."""
     return sum((f16_copy_bytes(view) if f16 else 0) or view.n_bytes for view in tensors.values())
+
+
+def mapped_bytes(tensors: Mapping[str, View], *, f16: bool) -> int:
+    """Bytes of the weights that run where they lie after opening, without a copy."""
+    stay = (view for view in tensors.values() if isinstance(view, TensorView | JoinedView))
+    return sum(view.n_bytes for view in stay if not (f16 and f16_copy_bytes(view)))
 
 
 def open_model(

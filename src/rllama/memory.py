@@ -15,6 +15,8 @@ from rllama.kv_groups import kv_groups
 
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a number just below 2^63
 _POOL_CONTEXTS = 8  # full contexts that the default cache holds at most
+# Address space that is left alone: stacks, arenas of malloc, modules imported later, scratch.
+_SPARE_BYTES = 192 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,20 @@ def available_memory(
     Notes: files in the page cache count as free, for the kernel drops them on demand
     """
     limits = (_machine_memory(proc), *_cgroup_limits(proc, cgroups), *_address_space(proc))
+    return min(limits, key=lambda found: found.n_bytes)
+
+
+def once_mapped(before: Available, mapped_bytes: int, proc: Path = Path("/proc")) -> Available:
+    """What was available before files were opened, or what an address space limit leaves of it.
+
+    Units:   bytes; mapped_bytes are of weights, which the plan counts
+    Notes:   such a limit counts whole files and every page of a cache, touched or not; so it is
+             read when they are mapped, and some is left for what is no part of the plan
+    """
+    limits = [before]
+    for found in _address_space(proc):
+        spare = min(_SPARE_BYTES, found.n_bytes // 2)
+        limits.append(Available(found.n_bytes - spare + mapped_bytes, found.limit))
     return min(limits, key=lambda found: found.n_bytes)
 
 

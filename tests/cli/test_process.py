@@ -54,6 +54,26 @@ def test_process_reads_stdin_and_writes_text_alone(tiny_model: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "über\n".encode(), b"")
 
 
+def test_process_under_ulimit_v_takes_the_context_that_fits(endless_model: Path) -> None:
+    """A cache is mapped whole, so that an address space limit counts pages that nobody touches."""
+    limited = ["sh", "-c", 'ulimit -v 420000 && exec "$@"', "sh", *RLLAMA]
+    argv = [*limited, "--model-path", str(endless_model), "--max-new-tokens", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(argv, capture_output=True, timeout=DEADLINE_S, env=env)
+    assert done.returncode == 0, done.stderr
+    found = re.search(rb"context (\d+)", done.stderr)
+    assert found is not None
+    assert 64 <= int(found[1]) < 1_000_000
+    argv += ["--max-seq-len", "1000000"]
+    done = subprocess.run(argv, capture_output=True, timeout=DEADLINE_S, env=env)
+    assert done.returncode == 1
+    would = re.search(rb"ulimit -v.*--max-seq-len\) of (\d+) would fit", done.stderr)
+    assert would is not None, done.stderr
+    argv[-1] = would[1].decode()
+    done = subprocess.run(argv, capture_output=True, timeout=DEADLINE_S, env=env)
+    assert done.returncode == 0, done.stderr
+
+
 def test_process_runs_a_meta_checkpoint_by_its_folder_alone(tmp_path: Path) -> None:
     cfg = tiny_config(n_kv_heads=4)
     write_meta(tmp_path / "7B", cfg, random_model(cfg, seed=1), n_shards=2)

@@ -98,7 +98,8 @@ def _explain(error: Exception) -> int:
         complain(str(error))
         return error.exit_code
     if isinstance(error, MemoryError):
-        complain(f"not enough memory{f': {error}' if str(error) else ''}")
+        hint = f": {error}; a smaller --max-seq-len takes less" if str(error) else ""
+        complain(f"not enough memory{hint}")
     elif isinstance(error, OSError) and error.strerror:
         complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     elif isinstance(error, (OSError, ImportError)):
