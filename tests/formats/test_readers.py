@@ -208,6 +208,20 @@ def test_hf_rope_theta_inside_rope_parameters(tmp_path: Path) -> None:
     checkpoint.close()
 
 
+@pytest.mark.parametrize(("do_sample", "want"), [(False, 0.0), (True, 0.6), (None, 0.6)])
+def test_hf_generation_config_without_sampling_is_greedy(
+    tmp_path: Path, do_sample: bool | None, want: float
+) -> None:
+    folder = write_hf(tmp_path / "hf", CFG, MODEL)
+    generation = {"temperature": 0.6, "repetition_penalty": 1.1, "do_sample": do_sample}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    checkpoint = open_checkpoint(folder)
+    checkpoint.close()
+    assert checkpoint.config is not None
+    assert checkpoint.config.generation.temperature == want
+    assert checkpoint.config.generation.repetition_penalty == 1.1
+
+
 def test_hf_generation_config_gives_defaults_and_more_eos_ids(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "hf", CFG, MODEL)
     generation = {"temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 7], "max_length": 4096}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,4 +176,7 @@ def _generation_defaults(generation: Fields | None) -> GenerationDefaults:
         return GenerationDefaults()
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     values = {name: generation.values.get(name) for name in names}
-    return generation_defaults(values, generation.where)
+    found = generation_defaults(values, generation.where)
+    if generation.flag("do_sample", True):
+        return found
+    return replace(found, temperature=0.0)  # the likeliest token, whatever the file says beside it
