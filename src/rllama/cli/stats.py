@@ -32,9 +32,12 @@ class PeakMemory:
 
 def banner(llm: LLM) -> str:
     """What is about to run, on what."""
+    from rllama.models.base import held_dtype
+
     loaded = llm.loaded
     n_params = sum(math.prod(view.shape) for view in loaded.checkpoint.tensors.values())
-    types = sorted({v.dtype.name for v in loaded.checkpoint.tensors.values() if len(v.shape) > 1})
+    matrices = [view for view in loaded.checkpoint.tensors.values() if len(view.shape) > 1]
+    types = sorted({held_dtype(view, f16=loaded.f16).name for view in matrices})
     threads = f"{llm.n_threads} thread{'s' if llm.n_threads > 1 else ''}"
     return (
         f"{llm.config.name or loaded.checkpoint.path}: {_short(n_params)} parameters, "

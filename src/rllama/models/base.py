@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rllama.backend import AttendSpec, Backend, Experts, KVStore, RopeTable, ScratchSpec, Weight
 from rllama.batch import Batch
 from rllama.config import ModelConfig
-from rllama.dtypes import F16, F32
+from rllama.dtypes import F16, F32, DType
 from rllama.models.rope import rotation
 from rllama.models.table import PER_EXPERT, PER_LAYER, T, expand, settled
 from rllama.tensor import View
@@ -195,6 +195,11 @@ def natural_kv_dtype(tensors: Mapping[str, View], *, f16: bool = False) -> Liter
     """
     matrices = [view.dtype for view in tensors.values() if len(view.shape) > 1]
     return "f32" if not f16 and matrices and all(d is F32 for d in matrices) else "f16"
+
+
+def held_dtype(view: View, *, f16: bool) -> DType:
+    """The type that a tensor has in memory."""
+    return F16 if f16 and f16_copy_bytes(view) else view.dtype
 
 
 def f16_copy_bytes(view: View) -> int:
