@@ -143,7 +143,7 @@ def load_tokenizer(path: StrPath) -> Tokenizer:
 
     Raises:  ConfigError, FormatError, UnsupportedError
     """
-    return tokenizers.load_tokenizer(tokenizer_source(os.fspath(path)))
+    return tokenizers.load_tokenizer(tokenizer_source(os.path.expanduser(path)))
 
 
 def held_bytes(tensors: Mapping[str, View], *, f16: bool) -> int:
@@ -166,16 +166,17 @@ def open_model(
 ) -> Checkpoint:
     """Open a checkpoint, None the embedded one, with the tensors of its architecture alone.
 
-    Notes:   lenient as `formats.open_checkpoint` has it, and all tensors of the file, unchecked
+    Notes:   lenient as `formats.open_checkpoint` has it, and all tensors of the file, unchecked;
+             a leading ~ of a path is the home folder
     Raises:  ConfigError, FormatError, UnsupportedError
     """
     if path is None and not EMBEDDED_MODEL.is_file():
         raise ConfigError("this installation has no embedded model; name a model with its path")
     with ExitStack() as undo, _fault_of_file():
         checkpoint = open_checkpoint(
-            EMBEDDED_MODEL if path is None else path,
-            param_path=param_path,
-            tokenizer_path=tokenizer_path,
+            EMBEDDED_MODEL if path is None else os.path.expanduser(path),
+            param_path=param_path and os.path.expanduser(param_path),
+            tokenizer_path=tokenizer_path and os.path.expanduser(tokenizer_path),
             lenient=lenient,
             find_arch=find,
         )
@@ -227,6 +228,12 @@ def _tokenizer_of(
             raise
         log.warning("no tokenizer: %s", error)
         return None, str(error)
+    if tokenizer.n_pieces < cfg.vocab_size // 4 and not is_named:
+        raise FormatError(
+            f"{source.path or checkpoint.where}: {tokenizer.n_pieces} tokens for a model with "
+            f"{cfg.vocab_size}: not this model's tokenizer; name one with tokenizer_path "
+            "(--tokenizer-path)"
+        )
     if tokenizer.n_pieces < cfg.vocab_size * 3 // 4:  # padding an embedding adds far fewer rows
         log.warning(
             "%s: %d tokens for a model with %d; is it this model's tokenizer?",
