@@ -290,12 +290,19 @@ class LLM:
         ids = ids_of(token_ids)
         return self._worker.call(lambda engine: engine.logits(ids)).result()
 
-    def tokenize(self, text: str, add_bos: bool | None = True) -> list[int]:
-        """The token ids of a text; add_bos None does as the model's own setting says."""
+    def tokenize(
+        self, text: str, add_bos: bool | None = True, *, parse_special: bool = False
+    ) -> list[int]:
+        """The token ids of a text; add_bos None does as the model's own setting says.
+
+        Notes:   names of special tokens in the text are text, with parse_special their tokens
+        """
         if not isinstance(text, str):
             raise ConfigError(f"a text must be a str, not a {type(text).__name__}")
         return self._need_tokenizer().encode(
-            text, add_bos=self._adds_bos() if add_bos is None else add_bos
+            text,
+            add_bos=self._adds_bos() if add_bos is None else add_bos,
+            parse_special=parse_special,
         )
 
     def detokenize(self, token_ids: Sequence[int]) -> str:

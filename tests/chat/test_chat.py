@@ -125,6 +125,20 @@ def test_chat_flag_sends_a_message(capfd: pytest.CaptureFixture[str]) -> None:
         assert capfd.readouterr().out == llm.chat([USER], GREEDY).text + "\n"
 
 
+def test_chat_flags_give_a_system_message_and_variables(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ mood }}")
+    flags = ["--chat", "--chat-template", str(path), "--prompt", "a frog", "--temperature", "0",
+             "--max-new-tokens", "12", "-q", "--max-seq-len", "256",
+             "--system", "be brief", "--template-kwargs", '{"mood": "merry"}']  # fmt: skip
+    assert main(flags) == 0
+    with LLM(n_threads=1, max_seq_len=256) as llm:
+        ids = llm.tokenize("system: be brief\nuser: a frog\nmerry", False)
+        assert capfd.readouterr().out == llm.generate(ids, GREEDY).text + "\n"
+
+
 def test_chat_flag_without_a_template_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--chat", "--prompt", "x", "-q"]) == 1
     assert "no chat template" in capfd.readouterr().err

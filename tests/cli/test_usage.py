@@ -71,7 +71,16 @@ def test_no_arguments_shows_help_and_is_a_usage_error(capsys: pytest.CaptureFixt
 
 USAGE = [
     (["--temperatur", "1"], "unrecognized arguments: --temperatur"),
-    (["--temp", "1"], "unrecognized arguments"),
+    (["--temp", "1"], "unrecognized arguments: --temp 1; did you mean --temperature?"),
+    (["-p", "x", "-n=3"], "did you mean --prompt, --max-new-tokens?"),
+    (["-m", "x"], "did you mean --model-path?"),
+    (["--model", "x"], "did you mean --model-path?"),
+    (["inspect", "-p", "x"], "unrecognized arguments: -p (`rllama inspect"),
+    (["--chat"], "--chat needs a message: --prompt"),
+    (["--chat", "--prompt", "x", "--parse-special"], "--parse-special is for prompts"),
+    (["--prompt", "x", "--system", "y"], "are for --chat"),
+    (["--chat", "--prompt", "x", "--template-kwargs", "[1]"], "'[1]' is not a JSON object"),
+    (["--chat", "--prompt", "x", "--template-kwargs", "{"], "'{' is not a JSON object"),
     (["--temperature"], "expected one argument"),
     (["--temperature", "hot"], "'hot' is not a number"),
     (["--temperature", "nan"], "temperature must be a number"),
@@ -205,7 +214,13 @@ def test_prompt_file_loses_one_final_newline(
 ) -> None:
     path = tmp_path / "prompt.txt"
     argv = ["--model-path", tiny_model, "--prompt-file", path, "--max-new-tokens", "0", "--quiet"]
-    for text, shown in (("a é\n\n", "a é\n"), ("ab\r\n", "ab"), ("ab", "ab"), ("", "")):
+    for text, shown in (
+        ("a é\n\n", "a é\n"),
+        ("ab\r\n", "ab"),
+        ("ab", "ab"),
+        ("", ""),
+        ("\ufeffab", "ab"),
+    ):
         path.write_text(text, encoding="utf-8", newline="")
         assert run(capsys, *argv) == (0, shown + "\n", "")
 
@@ -258,6 +273,62 @@ def test_tokenizer_much_smaller_than_the_model_is_pointed_out(
         assert (
             "288 tokens for a model with 512; is it this model's tokenizer?" in err
         ) is is_warned
+
+
+def test_tokenizer_of_another_model_must_be_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cfg = tiny_config(vocab_size=2048)
+    path = write_gguf(tmp_path / "m.gguf", cfg, random_model(cfg, seed=1), "F32", small_vocab(300))
+    argv = ["--model-path", path, "--max-new-tokens", "1"]
+    exit_code, _, err = run(capsys, *argv)
+    assert exit_code == 1
+    assert_one_line(err)
+    assert "300 tokens for a model with 2048: not this model's tokenizer" in err
+    exit_code, _, err = run(capsys, *argv, "--tokenizer-path", path)
+    assert exit_code == 0
+    assert "is it this model's tokenizer?" in err
+
+
+def test_names_of_special_tokens_are_text_unless_asked_for(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    original = LLM.stream
+
+    def spy(self: LLM, prompt: list[int], *args: object, **more: object) -> object:
+        seen.append(prompt)
+        return original(self, prompt, *args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(LLM, "stream", spy)
+    argv = ["--model-path", tiny_model, "--max-new-tokens", "0", "--prompt"]
+    hint = "</s> in the prompt is text; with --parse-special it is the special token"
+    assert hint in run(capsys, *argv, "a</s>")[2]
+    assert hint not in run(capsys, *argv, "a</s>", "--parse-special")[2]
+    assert hint not in run(capsys, *argv, "a s")[2]
+    assert run(capsys, *argv, "a</s>", "--quiet")[2] == ""
+    run(capsys, *argv, "<s>a</s>", "--parse-special")
+    with LLM(tiny_model) as llm:
+        assert seen[0] == llm.tokenize("a</s>", None)
+        assert seen[1] == llm.tokenize("a</s>", None, parse_special=True)
+        assert (2 in seen[0], 2 in seen[1]) == (False, True)
+        assert (seen[4][0], seen[4].count(1)) == (1, 1)
+
+
+def test_banner_names_the_types_that_are_held(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path
+) -> None:
+    argv = ["--model-path", tiny_model, "--max-new-tokens", "0"]
+    assert re.search(r", F32 [\d.]+ MB", run(capsys, *argv)[2])
+    assert re.search(r", F16 [\d.]+ MB", run(capsys, *argv, "--f16")[2])
+
+
+def test_home_folder_in_a_path_is_found(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    argv = ["--model-path", f"~/{tiny_model.name}", "--max-new-tokens", "0", "-q"]
+    assert run(capsys, *argv) == (0, "\n", "")
 
 
 def test_output_is_prompt_then_continuation(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
@@ -27,7 +28,44 @@ class Parser(argparse.ArgumentParser):
             file.write(message)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (`{self.prog} --help` lists the options)")
+        hint = _meant(message, self._option_string_actions)
+        raise UsageError(f"{message}{hint} (`{self.prog} --help` lists the options)")
+
+
+# What other engines call an option -> what it is called here.
+_ELSEWHERE = {
+    "-m": "--model-path",
+    "--model": "--model-path",
+    "-p": "--prompt",
+    "-f": "--prompt-file",
+    "--file": "--prompt-file",
+    "-n": "--max-new-tokens",
+    "--n-predict": "--max-new-tokens",
+    "--predict": "--max-new-tokens",
+    "--max-tokens": "--max-new-tokens",
+    "--threads": "--max-threads",
+    "-c": "--max-seq-len",
+    "--ctx-size": "--max-seq-len",
+    "--max-model-len": "--max-seq-len",
+    "--temp": "--temperature",
+    "--repeat-penalty": "--repetition-penalty",
+    "-s": "--seed",
+    "-sys": "--system",
+    "--system-prompt": "--system",
+    "--special": "--parse-special",
+    "--jinja": "--chat",
+    "-cnv": "--chat",
+}
+
+
+def _meant(message: str, known: Container[str]) -> str:
+    """The options that were meant by unknown ones, as a question."""
+    if not message.startswith("unrecognized arguments: "):
+        return ""
+    words = [word.partition("=")[0] for word in message.split()]
+    meant = [_ELSEWHERE[word] for word in words if word in _ELSEWHERE]
+    names = [name for name in dict.fromkeys(meant) if name in known]
+    return f"; did you mean {', '.join(names)}?" if names else ""
 
 
 class UsageError(Exception):
@@ -53,6 +91,17 @@ def count(text: str) -> int:
     value = whole(text)
     if not 1 <= value < 2**31:
         raise argparse.ArgumentTypeError(f"{_shown(text)} is not between 1 and {2**31 - 1}")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{_shown(text)} is not a JSON object")
     return value
 
 
@@ -113,6 +162,15 @@ _CHAT_FLAG = Flag(
     "how --chat writes a conversation: a file, one of the model's templates by its name, or "
     "chatml, gemma, llama2, llama3, mistral, vicuna (default: the model's own)",
 )
+_CONVERSATION_FLAGS = (
+    Flag("--system", "TEXT", "a system message before --chat's"),
+    Flag(
+        "--template-kwargs",
+        "JSON",
+        "variables for the chat template, such as '{\"enable_thinking\": false}'",
+        json_object,
+    ),
+)
 _ENGINE_FLAGS = (
     Flag(
         "--quantize",
@@ -155,7 +213,8 @@ def add_chat_flags(group: argparse._ActionsContainer) -> None:
     """Whether the prompt is a message, and how it is written down."""
     chat_help = "the prompt is a user's message, answered by way of the model's chat template"
     group.add_argument("--chat", action="store_true", help=chat_help)
-    _CHAT_FLAG.add_to(group)
+    for flag in (_CHAT_FLAG, *_CONVERSATION_FLAGS):
+        flag.add_to(group)
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +267,19 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
         raise UsageError("-n is a count from 0, and excludes --max-new-tokens")
     stop = tuple(options.stop) if options.stop else None
     return SamplingParams(**given, stop=stop, ignore_eos=options.ignore_eos or None)
+
+
+def check_chat_flags(options: argparse.Namespace) -> None:
+    """Raises UsageError for flags of conversations without --chat, and the other way round."""
+    if options.chat:
+        if options.prompt is None and options.prompt_file is None:
+            raise UsageError(
+                "--chat needs a message: --prompt TEXT, --prompt-file PATH or --prompt -"
+            )
+        if options.parse_special:
+            raise UsageError("--parse-special is for prompts; a chat template needs no such flag")
+    elif options.system is not None or options.template_kwargs is not None:
+        raise UsageError("--system and --template-kwargs are for --chat")
 
 
 def model_path(options: argparse.Namespace) -> str | None:

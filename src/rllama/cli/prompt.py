@@ -16,7 +16,7 @@ _LIMIT_BYTES = 64 << 20  # no context holds more
 def read_prompt(options: argparse.Namespace) -> str:
     """The prompt that the options name; nothing at all is the empty prompt.
 
-    Notes:   of a file and of standard input, one final newline is left out
+    Notes:   of a file and of standard input, one final newline and a byte order mark are left out
     Raises:  UsageError, FormatError
     """
     if "-" in (options.prompt, options.prompt_file):
@@ -53,4 +53,4 @@ def _text_of(stream: BinaryIO, where: str) -> str:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError(f"{where}: not UTF-8 at offset {error.start}") from None
-    return text.removesuffix("\n").removesuffix("\r")
+    return text.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")

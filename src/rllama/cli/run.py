@@ -14,6 +14,7 @@ from rllama.cli.args import (
     add_llama2c_flags,
     add_model_flags,
     add_sampling_flags,
+    check_chat_flags,
     model_path,
     sampling_params,
 )
@@ -36,6 +37,8 @@ def add_flags(parser: Parser, *, positional: bool) -> None:
     source.add_argument(
         "--prompt-file", metavar="PATH", help="a file with the text to continue; - reads stdin"
     )
+    special_help = "names of special tokens in the prompt are these tokens, not text"
+    group.add_argument("--parse-special", action="store_true", help=special_help)
     add_chat_flags(group)
     group.add_argument("--no-echo", action="store_true", help="leave the prompt out of the output")
     group.add_argument("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
@@ -50,6 +53,7 @@ def add_flags(parser: Parser, *, positional: bool) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the prompt and its continuation; exit code 0, or 130 after Ctrl-C."""
+    check_chat_flags(options)
     path, params = model_path(options), sampling_params(options)
     prompt = read_prompt(options)
     out = standard_output()
@@ -57,10 +61,12 @@ def run(options: argparse.Namespace) -> int:
         show_warnings()
     llm = _load(options, path)
     if options.steps:
-        n_new = options.steps - len(llm.tokenize(prompt, add_bos=False))
+        n_new = options.steps - len(
+            llm.tokenize(prompt, add_bos=False, parse_special=options.parse_special)
+        )
         params = params.with_(max_new_tokens=max(0, n_new))
     watch = _Watch(shown=not options.quiet)
-    stream = _start(llm, prompt, params, watch, colour=out.colour, chat=options.chat)
+    stream = _start(llm, prompt, params, watch, options, colour=out.colour)
     if not options.quiet:
         note(banner(llm))
     if not (options.no_echo or options.chat):
@@ -74,14 +80,43 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _start(
-    llm: LLM, prompt: str, params: SamplingParams, watch: _Watch, *, colour: bool, chat: bool
+    llm: LLM,
+    prompt: str,
+    params: SamplingParams,
+    watch: _Watch,
+    options: argparse.Namespace,
+    *,
+    colour: bool,
 ) -> Stream:
-    if not chat:
-        return llm.stream(prompt, params, with_probability=colour, on_prefill=watch.prefill)
+    if not options.chat:
+        ids = _prompt_ids(llm, prompt, options)
+        return llm.stream(ids, params, with_probability=colour, on_prefill=watch.prefill)
     messages = [{"role": "user", "content": prompt}]
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
     return llm.chat(
-        messages, params, stream=True, with_probability=colour, on_prefill=watch.prefill
+        messages,
+        params,
+        template_kwargs=options.template_kwargs,
+        stream=True,
+        with_probability=colour,
+        on_prefill=watch.prefill,
     )
+
+
+def _prompt_ids(llm: LLM, prompt: str, options: argparse.Namespace) -> list[int]:
+    """The tokens of a prompt; BOS once, also where the prompt names it."""
+    special = llm.tokenize(prompt, False, parse_special=True)
+    tokenizer = llm.tokenizer
+    assert tokenizer is not None  # or there would have been an error
+    if options.parse_special:
+        has_bos = bool(special) and special[0] == tokenizer.bos_token_id
+        return special if has_bos else llm.tokenize(prompt, None, parse_special=True)
+    names = (tokenizer.token_text(i) for i in special if tokenizer.is_special(i))
+    name = next((name for name in names if name and name in prompt), None)
+    if name is not None and not options.quiet:
+        note(f"{name} in the prompt is text; with --parse-special it is the special token")
+    return llm.tokenize(prompt, None)
 
 
 class _Watch:
