@@ -25,7 +25,7 @@ LLM_METHODS = {
     "stream": ["prompt", "params", "with_probability", "on_prefill"],
     "astream": ["prompt", "params", "with_probability"],
     "logits": ["token_ids"],
-    "tokenize": ["text", "add_bos"],
+    "tokenize": ["text", "add_bos", "parse_special"],
     "detokenize": ["token_ids"],
     "close": [],
 }
