@@ -33,6 +33,22 @@ def test_find_arch_like_no_other_lists_the_known() -> None:
         find("xyzzy")
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "falcon", "opt", "bloom"])
+def test_find_arch_that_is_not_near_any_is_no_slip(arch: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        find(arch)
+    assert "nearest" not in str(caught.value)
+
+
+def test_find_lists_every_known_arch_once_and_no_class() -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        find("xyzzy")
+    known = str(caught.value).partition("known: ")[2].partition(")")[0].split(", ")
+    spelled = [name.replace("-", "").replace("_", "") for name in known]
+    assert len(set(spelled)) == len(spelled) > 20
+    assert all(name.islower() for name in known)
+
+
 @pytest.mark.parametrize(
     ("kind", "f16", "want"),
     [("F32", False, "f32"), ("F32", True, "f16"), ("F16", False, "f16"), ("Q8_0", False, "f16")],

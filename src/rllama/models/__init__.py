@@ -81,6 +81,8 @@ _NOT_HERE: dict[str, str] = {
     "llama4": "it attends in chunks",
 }  # fmt: skip
 
+_NEAR = 0.75  # how like a known name another must be to be taken for a slip
+
 
 def find(arch: str) -> type[Decoder]:
     """The class of an architecture: one of ours, or a plug-in's.
@@ -105,7 +107,9 @@ def _unknown(arch: str) -> str:
     if prefix is not None:
         return (f"architecture {arch!r} is not supported: it is not in this version, for "
                 f"{_NOT_HERE[prefix]}")  # fmt: skip
-    near = difflib.get_close_matches(arch, ALIASES, n=1, cutoff=0.4)
+    spelled = {name.replace("-", "").replace("_", ""): name for name in reversed(ALIASES)}
+    known = sorted(name for name in spelled.values() if name.islower())
+    near = difflib.get_close_matches(arch, known, n=1, cutoff=_NEAR)
     hint = f"; the nearest known one is {near[0]!r}" if near else ""
-    return (f"architecture {arch!r} is not supported{hint} (known: {', '.join(sorted(ALIASES))}); "
+    return (f"architecture {arch!r} is not supported{hint} (known: {', '.join(known)}); "
             "docs/plugins.md tells how to add one")  # fmt: skip
