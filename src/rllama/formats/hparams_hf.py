@@ -55,7 +55,8 @@ def hf_config(
     Units:   vocab_size rows of the embedding; tensors by their canonical names
     Raises:  ConfigError, UnsupportedError
     """
-    arch, config = _text_part(config, find_arch)
+    outer = config
+    arch, config = text_part(outer, find_arch)
     family = hf_family(arch)
     config = Fields({**family.assumed, **config.values}, config.where)
     _refuse_variants(config)
@@ -75,14 +76,17 @@ def hf_config(
         **rope_numbers(config, head_dim), **attention_numbers(config, family, n_layers),
         **_scales(config, family, dim, embed_dtype), **hf_experts(config),
         activation=_activation(config, family),
-        tied_head=_hf_tied(config, "lm_head" in tensors),
+        tied_head=_hf_tied(config, outer, "lm_head" in tensors),
         **_special_ids(config, generation, vocab_size), name=name,
         generation=_generation_defaults(generation),
     )  # fmt: skip
 
 
-def _text_part(config: Fields, find_arch: FindArch | None) -> tuple[str, Fields]:
-    """The model type and its numbers; `architectures`, if given, must name its causal decoder."""
+def text_part(config: Fields, find_arch: FindArch | None) -> tuple[str, Fields]:
+    """The model type and its numbers; `architectures`, if given, must name its causal decoder.
+
+    Raises:  UnsupportedError for an architecture that cannot run, ConfigError
+    """
     arch, suffix = config.text("model_type"), "forcausallm"
     text = config
     if arch in _SEEING and isinstance(config.values.get("text_config"), dict):
@@ -151,12 +155,15 @@ def _rounded(value: float, dtype: DType) -> float:
     return float(dequantize(name, held.tobytes(), (1,))[0])
 
 
-def _hf_tied(config: Fields, has_head: bool) -> bool:
-    tied = config.flag("tie_word_embeddings", not has_head)
+def _hf_tied(config: Fields, outer: Fields, has_head: bool) -> bool:
+    """Whether the head is the embedding; the tensors tell where the two parts of a model that also
+    sees contradict each other (transformers goes by the outer one, and assumes that it is true)."""
+    key = "tie_word_embeddings"
+    tied = config.flag(key, not has_head)
+    if "text_config" in outer and outer.flag(key, True) != tied:
+        return not has_head
     if not tied and not has_head:
-        raise config.fail(
-            "tie_word_embeddings", "is false, but the tensor lm_head.weight is missing"
-        )
+        raise config.fail(key, "is false, but the tensor lm_head.weight is missing")
     return tied
 
 

@@ -18,9 +18,9 @@ from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
 from rllama.formats.files import is_dir, is_file, leaves_folder, list_dir, printable
 from rllama.formats.hf_families import hf_family
-from rllama.formats.hooks import hooks_of
+from rllama.formats.hooks import Hooks, hooks_of
 from rllama.formats.hparams import FindArch
-from rllama.formats.hparams_hf import hf_config
+from rllama.formats.hparams_hf import hf_config, text_part
 from rllama.formats.json_file import INDEX_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.mapped_file import ByteSource, MappedFile
 from rllama.formats.packed_linears import packed_linears
@@ -80,10 +80,13 @@ def open(
     """
     folder = path if is_dir(path) else os.path.dirname(path)
     config = _config_fields(path, folder, param_path)
+    hooks = hooks_of(config.values.get("model_type"), find_arch)
+    config = hooks.fields(config)
+    text_part(config, find_arch)  # before tensors are asked for that other models do not have
     with ExitStack() as stack:
         shards = _open_shards(path, stack)
         _refuse_twins(shards)
-        checkpoint = _assemble(path, folder, config, shards, find_arch)
+        checkpoint = _assemble(path, folder, config, shards, hooks, find_arch)
         for file, _, _ in shards:
             file.seal()
         checkpoint.on_close = stack.pop_all().close
@@ -215,10 +218,9 @@ def _refuse_twins(shards: list[Shard]) -> None:
 
 
 def _assemble(
-    path: str, folder: str, config: Fields, shards: list[Shard], find_arch: FindArch | None
-) -> Checkpoint:
-    hooks = hooks_of(config.values.get("model_type"), find_arch)
-    config = hooks.fields(config)
+    path: str, folder: str, config: Fields, shards: list[Shard], hooks: Hooks,
+    find_arch: FindArch | None,
+) -> Checkpoint:  # fmt: skip
     table = names.hf_table(name for _, entries, _ in shards for name in entries)
     table = {**table, **hooks.hf_names}
     found, extras = _views(shards, table, read_scheme(config, folder))
