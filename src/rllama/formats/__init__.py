@@ -10,6 +10,7 @@ from rllama.errors import ConfigError, FormatError, RllamaError
 from rllama.formats import gguf, gguf_split, huggingface, llama2c, llama2rs, meta_pth
 from rllama.formats.checkpoint import Checkpoint
 from rllama.formats.files import is_dir, is_file, list_dir, printable, stat_path
+from rllama.formats.folders import refuse_adapter, require_there, what_is_there
 from rllama.formats.hparams import FindArch
 from rllama.formats.tokenizer_files import find_tokenizer, tokenizer_source
 from rllama.formats.unknown import describe
@@ -26,7 +27,7 @@ __all__ = [
 
 _LOOKED_FOR = (
     "a GGUF file, *.safetensors or pytorch_model*.bin (with config.json), consolidated.*.pth (with "
-    "params.json), a llama2.c or llama2.rs .bin"
+    "params.json) or another torch file, a llama2.c or llama2.rs .bin"
 )
 _MAX_LISTED = 2000
 
@@ -86,6 +87,8 @@ def open_checkpoint(
 
 
 def _find_reader(path: str) -> tuple[Reader, str]:
+    require_there(path)
+    refuse_adapter(path)
     if is_dir(path):
         return _look_inside(path)
     for reader in READERS:
@@ -109,7 +112,8 @@ def _look_inside(folder: str) -> tuple[Reader, str]:
     found = _without_side_files(_without_later_pieces(found))
     where = printable(folder)
     if not found:
-        raise FormatError(f"{where}: no weights in this folder; looked for {_LOOKED_FOR}")
+        seen = what_is_there(folder)
+        raise FormatError(f"{where}: no weights in this folder; looked for {_LOOKED_FOR}{seen}")
     if len(found) > 1:
         choices = ", ".join(
             reader.NAME if path == folder else printable(os.path.basename(path))

@@ -16,7 +16,7 @@ from rllama.formats import experts, names
 from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
 from rllama.formats.fields import Fields
-from rllama.formats.files import is_dir, is_file, leaves_folder, list_dir, printable
+from rllama.formats.files import is_dir, is_file, leaves_folder, list_dir, printable, read_head
 from rllama.formats.hf_families import hf_family
 from rllama.formats.hooks import Hooks, hooks_of
 from rllama.formats.hparams import FindArch
@@ -29,6 +29,7 @@ from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
 from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.formats.torch_archive import is_bare_pickle, is_torch_path
 from rllama.formats.torch_file import TorchFile
+from rllama.formats.unknown import known_kind
 from rllama.tensor import TensorView, View
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def sniff(path: str) -> bool:
     """Whether this is a file of safetensors, or a torch file with Hugging Face's names; or a folder
     with some, torch files only beside a config.json."""
     if not is_dir(path):
-        return sniff_file(path) or (is_torch_path(path) and _has_hf_names(path))
+        return sniff_file(path) or (is_torch_path(path) and _has_hf_names(path)) or _is_index(path)
     there = list_dir(path)
     safetensors, torch = (any(_of_kind(there, *kind)) for kind in _KINDS)
     return safetensors or (torch and "config.json" in there)
@@ -55,6 +56,24 @@ def _of_kind(there: list[str], beginning: str, ending: str) -> tuple[list[str], 
     """The weight files of a kind in a folder, and their indexes."""
     files = [name for name in there if name.startswith(beginning) and name.endswith(ending)]
     return files, [name for name in there if name.endswith(ending + _INDEX_ENDING)]
+
+
+def _is_index(path: str) -> bool:
+    return path.endswith(tuple(ending + _INDEX_ENDING for _, ending in _KINDS)) and (
+        read_head(path).lstrip()[:1] == b"{"
+    )
+
+
+def _index_beside(path: str) -> str | None:
+    """The index of the model that a file is a shard of; None if it is a model of its own."""
+    folder, name = os.path.split(path)
+    if _is_index(path):
+        return name
+    if not _PART.search(name):
+        return None
+    indexes = [other for other in list_dir(folder or ".") if other.endswith(_INDEX_ENDING)]
+    listing = [i for i in indexes if name in _weight_map(os.path.join(folder, i)).values()]
+    return listing[0] if len(listing) == 1 else None
 
 
 def _has_hf_names(path: str) -> bool:
@@ -75,7 +94,8 @@ def open(
 ) -> Checkpoint:
     """Open a folder, or one file with its config.json beside it.
 
-    Notes:   param_path names another config.json
+    Notes:   a file that is one of several shards, or their index, stands for all of them;
+             param_path names another config.json
     Raises:  FormatError, UnsafeFileError, UnsupportedError, ConfigError
     """
     folder = path if is_dir(path) else os.path.dirname(path)
@@ -107,15 +127,14 @@ def _config_fields(path: str, folder: str, param_path: str | None) -> Fields:
 
 
 def _open_shards(path: str, stack: ExitStack) -> list[Shard]:
-    if not is_dir(path):
-        return [_open_shard(path, stack)]
-    index, single = _choose(path)
+    folder, single = (path, "") if is_dir(path) else os.path.split(path)
+    index, single = (_index_beside(path), single) if single else _choose(path)
     if index is None:
-        return [_open_shard(os.path.join(path, single), stack)]
-    weight_map = _weight_map(os.path.join(path, index))
+        return [_open_shard(os.path.join(folder, single), stack)]
+    weight_map = _weight_map(os.path.join(folder, index))
     shards: list[Shard] = []
     for name in dict.fromkeys(weight_map.values()):
-        shards.append(_open_shard(_shard_path(path, name, index), stack))
+        shards.append(_open_shard(_shard_path(folder, name, index), stack))
     _check_index(weight_map, shards, index)
     return shards
 
@@ -125,6 +144,8 @@ def _open_shard(path: str, stack: ExitStack) -> Shard:
         torch_file = TorchFile(path)
         stack.callback(torch_file.close)
         return torch_file, torch_file.entries(), {}
+    if kind := known_kind(read_head(path)):
+        raise FormatError(f"{printable(path)}: {kind}")
     file = MappedFile(path)
     stack.callback(file.close)
     entries, metadata = read_entries(file)

@@ -174,6 +174,7 @@ def _assemble(
     require_numbers(fields)
     require_arch("llama", find_arch, fields.where)
     _require_names(shards)
+    _require_all_shards(shards, fields)
     found, extras = _tensors(shards, fields)
     config = _config(path, folder, fields, found, extras)
     if unknown := unknown_keys(fields):
@@ -201,6 +202,21 @@ def _require_names(shards: list[TorchFile]) -> None:
             raise FormatError(
                 f"{shard.where}: tensor '{printable(odd[0])}' is only in some of the shards"
             )
+
+
+def _require_all_shards(shards: list[TorchFile], fields: Fields) -> None:
+    """Raises FormatError where the shards make up less than a model as wide as its numbers."""
+    stored = shards[0].tensors.get("layers.0.attention.wq.weight")
+    dim, n_heads = fields.whole("dim"), fields.whole("n_heads")
+    wanted = n_heads * fields.whole("head_dim", dim // n_heads or 1)
+    if stored is None or len(stored.shape) != 2 or stored.shape[1] != dim or not stored.shape[0]:
+        return
+    n_shards, rest = divmod(wanted, stored.shape[0])
+    if not rest and len(shards) < n_shards <= _MAX_SHARDS:
+        raise FormatError(
+            f"{shards[0].where}: shards seem to be missing: each has {stored.shape[0]} of the "
+            f"{wanted} rows of its queries ({len(shards)} of {n_shards} shards are here)"
+        )
 
 
 def _tensors(shards: list[TorchFile], fields: Fields) -> tuple[dict[str, View], tuple[Extra, ...]]:

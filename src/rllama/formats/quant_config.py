@@ -64,7 +64,8 @@ def _scheme(fields: Fields, method: str) -> QuantScheme:
     if method == "awq":
         return _awq(fields)
     raise UnsupportedError(
-        f"{fields.where}: weights quantised by {shown(method)} are not supported; gptq and awq are"
+        f"{fields.where}: weights quantised by {shown(method)} are not supported; gptq, awq and "
+        "mxfp4 (of experts) are"
     )
 
 

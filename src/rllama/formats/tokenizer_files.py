@@ -12,6 +12,7 @@ from rllama.formats.files import is_dir, is_file, printable, read_head, read_sma
 from rllama.formats.gguf_header import MAGIC
 from rllama.formats.json_file import SETTINGS_LIMIT_BYTES, read_fields, read_json
 from rllama.formats.llama2c_tokenizer import LIMIT_BYTES, read_llama2c_tokenizer
+from rllama.formats.unknown import known_kind
 from rllama.formats.vocabulary import open_gguf_vocabulary
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
@@ -77,7 +78,12 @@ def _recognise(path: str) -> TokenizerSource:
         return _read_json_tokenizer(path)
     if _TIKTOKEN_LINE.match(head):
         return TokenizerSource(kind="tiktoken", path=path, model=read_small(path, LIMIT_BYTES))
-    return read_llama2c_tokenizer(path)
+    try:
+        return read_llama2c_tokenizer(path)
+    except FormatError as error:
+        if kind := known_kind(head):
+            raise FormatError(f"{printable(path)}: no tokenizer: {kind}") from error
+        raise
 
 
 def _looks_like_sentencepiece(head: bytes) -> bool:

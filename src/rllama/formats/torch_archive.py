@@ -16,6 +16,7 @@ from rllama.formats.files import (
     stat_path,
 )
 from rllama.formats.mapped_file import MappedFile
+from rllama.formats.unknown import known_kind
 from rllama.formats.zip_file import MAGIC, Member, ZipFile
 
 _PICKLE = "data.pkl"
@@ -78,6 +79,8 @@ def open_archive(path: str) -> TorchArchive:
             f"{printable(path)}: a bare pickle, as torch wrote before version 1.6; it is not read: "
             "load it with torch, weights_only=True, and torch.save it again"
         )
+    if not is_torch_path(path) and (kind := known_kind(read_head(path))):
+        raise FormatError(f"{printable(path)}: {kind}")
     archive: ZipArchive | FolderArchive
     archive = FolderArchive(path) if is_dir(path) else ZipArchive(path)
     try:

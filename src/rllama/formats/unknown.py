@@ -23,7 +23,16 @@ _BEGINNINGS = (
     (b"<html", "a web page, not a model"),
     (b"{", "a text file in JSON, not weights"),
     (b"\x89HDF", "an HDF5 file"),
+    (b"\x89PNG", "a picture (PNG)"),
+    (b"\xff\xd8\xff", "a picture (JPEG)"),
+    (b"%PDF", "a PDF document"),
+    *((bytes((8, version, 18)), "an ONNX model, which is not read") for version in range(3, 14)),
 )
+
+
+def known_kind(head: bytes) -> str:
+    """What a file is by its first bytes, and what to do about it; "" where they do not tell."""
+    return next((kind for beginning, kind in _BEGINNINGS if head.startswith(beginning)), "")
 
 
 def describe(path: str) -> str:
@@ -33,9 +42,8 @@ def describe(path: str) -> str:
     if size == 0:
         return f"{where}: the file is empty"
     head = read_head(path, 64)
-    for beginning, meaning in _BEGINNINGS:
-        if head.startswith(beginning):
-            return f"{where}: {meaning}"
+    if kind := known_kind(head):
+        return f"{where}: {kind}"
     expected = plausible_size(head)
     if expected is not None:
         return (
@@ -49,6 +57,6 @@ def describe(path: str) -> str:
             f"file of {size} bytes"
         )
     return (
-        f"{where}: no known model file (GGUF, safetensors, llama2.c); it has {size} bytes and "
-        f"begins with {ascii(head[:12])[1:]}"
+        f"{where}: no known model file (GGUF, safetensors, torch, llama2.c, llama2.rs); it has "
+        f"{size} bytes and begins with {ascii(head[:12])[1:]}"
     )
