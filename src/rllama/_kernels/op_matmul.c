@@ -15,6 +15,8 @@
 
 #define L2_PANEL_BYTES (192 * 1024) /* panels that a thread keeps while tiles pass by */
 #define CHUNK_BYTES (128 * 1024)    /* weights that a thread takes at once when it decodes */
+#define CHUNK_TOKENS 4              /* tokens that make their chunks smaller: they compute longer */
+#define PIECE_COLS 1024             /* columns that a thread quantises at once */
 #define CHUNKS_PER_THREAD 2         /* of four weights, at least: so that no thread idles */
 #define INLINE_VALUES 16384         /* activations that one thread quantises alone */
 #define NEIGHBOURS 3                /* products before one, among which x may be the same */
@@ -42,7 +44,7 @@ typedef struct {
 typedef struct {
     rl_ctx *ctx;
     part *parts;
-    int64_t *first_chunk, *first_tile; /* of every part; tiles to quantise */
+    int64_t *first_chunk, *first_piece; /* of every part; pieces to quantise */
     int64_t n_parts;
     int add;
 } matmul_work;
@@ -92,7 +94,7 @@ static void plan_part(part *p, const matmul_work *work, const rl_product *produc
     p->n_groups = rl_div_up(w->n_rows, row->n_lanes);
     p->copy_rows = w->n_cols % unit_cols(row) != 0 || w->n_rows < row->n_lanes;
     int64_t group_bytes = p->fused ? row->n_lanes * p->row_bytes : p->panel_bytes;
-    int64_t limit = p->fused ? CHUNK_BYTES : L2_PANEL_BYTES;
+    int64_t limit = p->fused ? CHUNK_BYTES / (1 + p->n_tokens / CHUNK_TOKENS) : L2_PANEL_BYTES;
     int64_t n_chunks = rl_div_up(CHUNKS_PER_THREAD * 4 * work->ctx->n_threads,
                                  rl_max64(4, work->n_parts));
     int64_t fair = rl_div_up(p->n_groups, n_chunks);
@@ -112,25 +114,33 @@ static const part *part_of(const matmul_work *work, const int64_t *first, int64_
     return &work->parts[low];
 }
 
-static void quantise_tile(void *arg, int64_t item, int thread) {
+/* Pieces of columns, and of each the tiles of tokens. */
+static int64_t n_quantise_items(const part *p) {
+    return rl_div_up(p->n_tokens, p->tile) * rl_div_up(p->w->n_cols, PIECE_COLS);
+}
+
+static void quantise_piece(void *arg, int64_t item, int thread) {
     const matmul_work *work = arg;
-    const part *p = part_of(work, work->first_tile, item);
+    const part *p = part_of(work, work->first_piece, item);
     const int32_t *order = p->w->column_order;
-    int64_t first = (item - work->first_tile[p - work->parts]) * p->tile;
-    int64_t n_cols = p->w->n_cols, x_stride = p->x_stride;
+    int64_t n_tiles = rl_div_up(p->n_tokens, p->tile), n_cols = p->w->n_cols;
+    int64_t index = item - work->first_piece[p - work->parts], x_stride = p->x_stride;
+    int64_t first = index % n_tiles * p->tile, col = index / n_tiles * PIECE_COLS;
+    int64_t end = rl_min64(n_cols, col + PIECE_COLS);
     int n = (int)rl_min64(p->tile, p->n_tokens - first);
     const float *x = p->x + first * x_stride;
     (void)thread;
     if (order != NULL) {
         float *gathered = p->gathered + first * n_cols;
         for (int t = 0; t < n; t++)
-            for (int64_t k = 0; k < n_cols; k++)
+            for (int64_t k = col; k < end; k++)
                 gathered[t * n_cols + k] = x[t * x_stride + order[k]];
         x = gathered;
         x_stride = n_cols;
     }
-    work->ctx->table.quant_act[p->row->act](x, x_stride, n_cols, n, p->row->offset,
-                                            p->acts + first * p->act_bytes);
+    int64_t skipped = col / unit_cols(p->row) * act_unit_bytes(p->row->act) * n;
+    work->ctx->table.quant_act[p->row->act](x + col, x_stride, end - col, n, p->row->offset,
+                                            p->acts + first * p->act_bytes + skipped);
 }
 
 /* A part shortly before part i that wants the very same activations, or NULL. */
@@ -156,14 +166,14 @@ static int64_t gathered_size(const part *p) {
 
 /* Give every part its activations; neighbours that want the same share them. */
 static rl_status prepare_activations(matmul_work *work) {
-    int64_t n_bytes = 0, n_values = 0, n_tiles = 0;
+    int64_t n_bytes = 0, n_values = 0, n_pieces = 0;
     for (int64_t i = 0; i < work->n_parts; i++) {
         const part *p = &work->parts[i];
-        work->first_tile[i] = n_tiles;
+        work->first_piece[i] = n_pieces;
         if (shares_activations(work, i) != NULL) continue;
         n_bytes += act_size(p) + gathered_size(p);
         n_values += p->n_tokens * p->w->n_cols;
-        n_tiles += rl_div_up(p->n_tokens, p->tile);
+        n_pieces += n_quantise_items(p);
     }
     uint8_t *next = rl_arena_get(&work->ctx->shared, (size_t)n_bytes);
     if (next == NULL) return RL_NO_MEMORY;
@@ -176,9 +186,9 @@ static rl_status prepare_activations(matmul_work *work) {
         next += act_size(p) + gathered_size(p);
     }
     if (n_values < INLINE_VALUES)
-        rl_run_inline(n_tiles, quantise_tile, work);
+        rl_run_inline(n_pieces, quantise_piece, work);
     else
-        rl_parallel_for(work->ctx, n_tiles, quantise_tile, work);
+        rl_parallel_for(work->ctx, n_pieces, quantise_piece, work);
     return RL_OK;
 }
 
@@ -307,7 +317,7 @@ static rl_status reserve_parts(matmul_work *work) {
     if (memory == NULL) return RL_NO_MEMORY;
     work->parts = memory;
     work->first_chunk = (int64_t *)(void *)(work->parts + n);
-    work->first_tile = work->first_chunk + n;
+    work->first_piece = work->first_chunk + n;
     return RL_OK;
 }
 

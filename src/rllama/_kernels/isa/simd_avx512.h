@@ -59,15 +59,18 @@ static inline void rl_store_i8(int8_t *p, rl_f32v v) {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
 
+/* 16 bytes of two rows. As ymm: inserting into zmm takes twice as much of the ports that dots want. */
+static inline __m256i rl_two_rows(const uint8_t *first, const uint8_t *second) {
+    __m256i low = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)first));
+    return _mm256_inserti128_si256(low, _mm_loadu_si128((const __m128i *)second), 1);
+}
 /* 16 bytes of each row, transposed: out[i] holds bytes 4i..4i+3 of every row. */
 RL_INLINE void rl_rows16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
     __m512i rows[4]; /* rows[i]: rows i, i+4, i+8, i+12 */
     for (int i = 0; i < 4; i++) {
-        const uint8_t *q = p + i * stride;
-        __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)q));
-        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(q + 4 * stride)), 1);
-        v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(q + 8 * stride)), 2);
-        rows[i] = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)(q + 12 * stride)), 3);
+        __m256i low = rl_two_rows(p + i * stride, p + (i + 4) * stride);
+        __m256i high = rl_two_rows(p + (i + 8) * stride, p + (i + 12) * stride);
+        rows[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
     __m512i low01 = _mm512_unpacklo_epi32(rows[0], rows[1]);
     __m512i low23 = _mm512_unpacklo_epi32(rows[2], rows[3]);
