@@ -16,6 +16,7 @@ from rllama.errors import ConfigError, FormatError, RllamaError
 from rllama.formats import gguf_split, open_checkpoint, tokenizer_source
 from rllama.formats.cursor import Cursor
 from rllama.formats.mapped_file import MappedFile
+from rllama.formats.tokenizer_files import tokenizer_beside
 
 CFG = tiny_config()
 MODEL = random_model(CFG, 4)
@@ -259,6 +260,18 @@ def test_tokenizer_file_of_another_kind(
     path.write_bytes(data)
     with pytest.raises(error, match=text):
         tokenizer_source(str(path))
+
+
+def test_tokenizer_of_vocab_and_merges_alone_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    assert "merges.txt" not in tokenizer_beside(str(tmp_path), 100)[1]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    found, reason = tokenizer_beside(str(tmp_path), 100)
+    assert found is None
+    assert "vocab.json and merges.txt alone are not read" in reason
+    assert "AutoTokenizer" in reason
+    with pytest.raises(ConfigError, match=r"no tokenizer here.*make a tokenizer\.json"):
+        tokenizer_source(str(tmp_path))
 
 
 def test_tokenizer_folder_without_any_lists_the_names(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rllama.formats.vocabulary import open_gguf_vocabulary
 
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 _NAMES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
+_OLD_NAMES = ("vocab.json", "merges.txt")
 _SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")  # the later one counts
 
 
@@ -32,7 +33,7 @@ def tokenizer_source(path: str, *, vocab_size: int | None = None) -> TokenizerSo
         found = find_tokenizer(path, vocab_size=vocab_size)
         if found is None:
             raise ConfigError(
-                f"{printable(path)}: no tokenizer here; looked for {', '.join(_NAMES)}"
+                f"{printable(path)}: no tokenizer here; looked for {', '.join(_NAMES)}{_old(path)}"
             )
         return found
     source = _recognise(path)
@@ -50,7 +51,19 @@ def tokenizer_beside(folder: str, vocab_size: int) -> tuple[TokenizerSource | No
     except UnsupportedError as error:
         return None, str(error)
     names = ", ".join((f"tok{vocab_size}.bin", *_NAMES))
-    return found, "" if found else f"looked for {names} in {printable(folder or '.')}"
+    where = printable(folder or ".")
+    return found, "" if found else f"looked for {names} in {where}{_old(folder)}"
+
+
+def _old(folder: str) -> str:
+    """What to do about a folder that has the two files of old byte-level tokenizers alone."""
+    if not all(is_file(os.path.join(folder, name)) for name in _OLD_NAMES):
+        return ""
+    return (
+        f"; {' and '.join(_OLD_NAMES)} alone are not read, because they do not say how text is "
+        "cut: make a tokenizer.json of them, once, with transformers' "
+        "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
+    )
 
 
 def find_tokenizer(folder: str, *, vocab_size: int | None = None) -> TokenizerSource | None:
