@@ -32,7 +32,8 @@ typedef struct {
     uint8_t *acts;
     float *gathered;     /* [T, K]: x in the order of the columns, where the weight has one */
     int64_t row_bytes;   /* of a row as the kernels see it, without padding */
-    int64_t n_units;     /* blocks, or units of 8 columns */
+    int64_t n_units;     /* blocks, or units of RL_FLOAT_UNIT columns */
+    int32_t act;         /* rl_act */
     int64_t act_bytes;   /* activations of one token */
     int64_t panel_bytes; /* one panel */
     int64_t tile;        /* tokens in a tile: as few tiles as can be, all about equally wide */
@@ -62,12 +63,12 @@ static int64_t act_unit_bytes(int32_t act) {
     if (act == RL_ACT_Q8) return (int64_t)sizeof(rl_act_block);
     if (act == RL_ACT_Q8_SUM) return (int64_t)sizeof(rl_act_sum);
     if (act == RL_ACT_Q8_HALVES) return (int64_t)sizeof(rl_act_halves);
-    return RL_FLOAT_UNIT * (act == RL_ACT_BF16 ? 2 : 4);
+    return RL_FLOAT_UNIT * (act == RL_ACT_BF16 || act == RL_ACT_BF16_SLOTS ? 2 : 4);
 }
 
 static int64_t panel_unit_bytes(const rl_format_row *row) {
     if (rl_act_is_q8(row->act)) return (int64_t)row->n_lanes * (RL_BLOCK + 4 * row->n_terms);
-    return (int64_t)row->n_lanes * RL_FLOAT_UNIT * (row->act == RL_ACT_BF16 ? 2 : 4);
+    return row->n_lanes * act_unit_bytes(row->act);
 }
 
 static void choose_kernels(part *p, const rl_isa_table *table) {
@@ -86,10 +87,12 @@ static void plan_part(part *p, const matmul_work *work, const rl_product *produc
     p->x_stride = product->x_stride;
     p->out_stride = product->out_stride;
     p->n_tokens = product->n_tokens;
-    p->tile = rl_div_up(p->n_tokens, rl_div_up(p->n_tokens, row->max_tile));
     p->fused = p->n_tokens <= row->fused_tiles * row->max_tile;
+    int64_t most = p->fused ? row->fused_tile : row->max_tile;
+    p->tile = rl_div_up(p->n_tokens, rl_div_up(p->n_tokens, most));
     p->n_units = rl_div_up(w->n_cols, unit_cols(row));
-    p->act_bytes = p->n_units * act_unit_bytes(row->act);
+    p->act = p->fused ? row->act : row->gemm_act;
+    p->act_bytes = p->n_units * act_unit_bytes(p->act);
     p->panel_bytes = rl_round_up(p->n_units * panel_unit_bytes(row), 64);
     p->n_groups = rl_div_up(w->n_rows, row->n_lanes);
     p->copy_rows = w->n_cols % unit_cols(row) != 0 || w->n_rows < row->n_lanes;
@@ -114,9 +117,15 @@ static const part *part_of(const matmul_work *work, const int64_t *first, int64_
     return &work->parts[low];
 }
 
+/* Columns of a piece; by slot, a column's place depends on how many there are. */
+static int64_t piece_cols(const part *p) {
+    int by_slot = p->act == RL_ACT_F32_SLOTS || p->act == RL_ACT_BF16_SLOTS;
+    return by_slot ? p->w->n_cols : PIECE_COLS;
+}
+
 /* Pieces of columns, and of each the tiles of tokens. */
 static int64_t n_quantise_items(const part *p) {
-    return rl_div_up(p->n_tokens, p->tile) * rl_div_up(p->w->n_cols, PIECE_COLS);
+    return rl_div_up(p->n_tokens, p->tile) * rl_div_up(p->w->n_cols, piece_cols(p));
 }
 
 static void quantise_piece(void *arg, int64_t item, int thread) {
@@ -125,8 +134,8 @@ static void quantise_piece(void *arg, int64_t item, int thread) {
     const int32_t *order = p->w->column_order;
     int64_t n_tiles = rl_div_up(p->n_tokens, p->tile), n_cols = p->w->n_cols;
     int64_t index = item - work->first_piece[p - work->parts], x_stride = p->x_stride;
-    int64_t first = index % n_tiles * p->tile, col = index / n_tiles * PIECE_COLS;
-    int64_t end = rl_min64(n_cols, col + PIECE_COLS);
+    int64_t first = index % n_tiles * p->tile, col = index / n_tiles * piece_cols(p);
+    int64_t end = rl_min64(n_cols, col + piece_cols(p));
     int n = (int)rl_min64(p->tile, p->n_tokens - first);
     const float *x = p->x + first * x_stride;
     (void)thread;
@@ -138,9 +147,9 @@ static void quantise_piece(void *arg, int64_t item, int thread) {
         x = gathered;
         x_stride = n_cols;
     }
-    int64_t skipped = col / unit_cols(p->row) * act_unit_bytes(p->row->act) * n;
-    work->ctx->table.quant_act[p->row->act](x + col, x_stride, end - col, n, p->row->offset,
-                                            p->acts + first * p->act_bytes + skipped);
+    int64_t skipped = col / unit_cols(p->row) * act_unit_bytes(p->act) * n;
+    work->ctx->table.quant_act[p->act](x + col, x_stride, end - col, n, p->row->offset,
+                                       p->acts + first * p->act_bytes + skipped);
 }
 
 /* A part shortly before part i that wants the very same activations, or NULL. */
@@ -150,8 +159,7 @@ static const part *shares_activations(const matmul_work *work, int64_t i) {
         const part *q = &work->parts[j];
         if (q->x == p->x && q->x_stride == p->x_stride && q->n_tokens == p->n_tokens &&
             q->w->n_cols == p->w->n_cols && q->w->column_order == p->w->column_order &&
-            q->row->act == p->row->act && q->row->offset == p->row->offset &&
-            q->row->max_tile == p->row->max_tile)
+            q->act == p->act && q->row->offset == p->row->offset && q->tile == p->tile)
             return q;
     }
     return NULL;

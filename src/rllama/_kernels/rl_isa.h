@@ -11,7 +11,9 @@ typedef enum {
     RL_ACT_Q8_SUM,
     RL_ACT_Q8_HALVES,
     RL_ACT_BF16,
+    RL_ACT_BF16_SLOTS,
     RL_ACT_F32,
+    RL_ACT_F32_SLOTS,
     RL_N_ACTS
 } rl_act;
 
@@ -45,10 +47,12 @@ typedef struct {
 } rl_act_halves;
 _Static_assert(sizeof(rl_act_halves) == 52, "activation block of two halves");
 
-#define RL_FLOAT_UNIT 8 /* columns that the float kernels take at once */
+#define RL_FLOAT_UNIT 32 /* columns that the float kernels take at once */
 
 /* Activations of a tile of up to max_tile tokens, interleaved so that a kernel walks them in order:
- *   Q8: [K/32][tile] rl_act_block, or one of the others     F32: [K][tile] f32     BF16: [K/2][tile] two bf16
+ *   Q8: [K/32][tile] rl_act_block, or one of the others
+ *   F32: [K/32][tile][32] f32             BF16: [K/32][tile][32] bf16
+ *   F32_SLOTS: [16][K/16][tile] f32       BF16_SLOTS: [16][K/32][tile] two bf16   (kernels/slots.inc)
  * Weight rows come in groups of `n_lanes` rows, a lane per row; a kernel writes tile[t][lane]. */
 typedef void (*rl_fused_fn)(const uint8_t *rows, int64_t row_bytes, int64_t n_units,
                             const void *acts, int n_tokens, float *tile);
@@ -100,12 +104,14 @@ typedef struct {
     rl_fused_fn fused;
     rl_panel_fn panel;
     rl_gemm_fn gemm;
-    int32_t act;         /* rl_act */
+    int32_t act;         /* rl_act of the fused kernel */
+    int32_t gemm_act;    /* rl_act of the GEMM */
     int32_t offset;      /* what `load` adds to weights to make them unsigned */
     int32_t n_terms;     /* floats that a row of a block has in a panel: scales and mins */
     int32_t n_lanes;     /* weight rows side by side, at most RL_MAX_LANES */
     int32_t max_tile;    /* tokens in a tile, at most RL_MAX_TILE */
-    int32_t fused_tiles; /* up to this many tiles, unpacking again beats a panel */
+    int32_t fused_tile;  /* the same for the fused kernel */
+    int32_t fused_tiles; /* up to this many of max_tile, unpacking again beats a panel */
 } rl_format_row;
 
 #define RL_MAX_LANES 16

@@ -84,8 +84,13 @@ static int format_works(const rl_isa_table *table, rl_format format, bench *b) {
     int64_t row_bytes = n_cols / block_len * block_bytes;
     int64_t n_units = n_cols / (rl_act_is_q8(row->act) ? RL_BLOCK : RL_FLOAT_UNIT);
     fill_rows(b->rows, row->n_lanes * row_bytes, format, block_bytes);
-    table->quant_act[row->act](b->x, n_cols, n_cols, TOKENS, row->offset, b->acts);
-    row->fused(b->rows, row_bytes, n_units, b->acts, TOKENS, b->fused);
+    int tile = row->fused_tile < TOKENS ? row->fused_tile : TOKENS;
+    for (int t = 0; t < TOKENS; t += tile) {
+        int n = TOKENS - t < tile ? TOKENS - t : tile;
+        table->quant_act[row->act](b->x + t * n_cols, n_cols, n_cols, n, row->offset, b->acts);
+        row->fused(b->rows, row_bytes, n_units, b->acts, n, b->fused + t * row->n_lanes);
+    }
+    table->quant_act[row->gemm_act](b->x, n_cols, n_cols, TOKENS, row->offset, b->acts);
     row->panel(b->rows, row_bytes, n_units, b->panel);
     row->gemm(b->panel, n_units, b->acts, TOKENS, b->gemm);
     return agrees(table, format, b, n_cols, row_bytes);

@@ -10,7 +10,9 @@
 
 #define RL_R 8
 #define RL_TILE 4
-#define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
+#define RL_ROW_TILE 2 /* tokens at once where lanes walk along a row, */
+#define RL_SUMS 8     /* and sums that are kept in registers there */
+#define RL_DIRECT 1   /* tokens whose operands need not pass through memory */
 
 typedef __m256 rl_f32v;
 typedef __m256i rl_i32v;
@@ -49,6 +51,10 @@ static inline rl_f32v rl_round(rl_f32v v) {
 
 static inline rl_f32v rl_load_f16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+static inline rl_f32v rl_load_bf16(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
 static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

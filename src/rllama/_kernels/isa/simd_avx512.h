@@ -11,6 +11,8 @@
 
 #define RL_R 16
 #define RL_TILE 12
+#define RL_ROW_TILE 4 /* tokens at once where lanes walk along a row, */
+#define RL_SUMS 16    /* and sums that are kept in registers there */
 #ifdef RL_VNNI
 #define RL_DIRECT 4 /* tokens whose operands need not pass through memory */
 #else
@@ -32,7 +34,13 @@ static inline rl_f32v rl_div(rl_f32v a, rl_f32v b) { return _mm512_div_ps(a, b);
 static inline rl_f32v rl_fma(rl_f32v a, rl_f32v b, rl_f32v c) { return _mm512_fmadd_ps(a, b, c); }
 static inline rl_f32v rl_max(rl_f32v a, rl_f32v b) { return _mm512_max_ps(a, b); }
 static inline rl_f32v rl_min(rl_f32v a, rl_f32v b) { return _mm512_min_ps(a, b); }
-static inline float rl_hsum(rl_f32v v) { return _mm512_reduce_add_ps(v); }
+/* Lane i and i + 8, then i + 4, i + 2, i + 1: the order of every level. */
+static inline float rl_hsum(rl_f32v v) {
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 rest = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    rest = _mm_add_ps(rest, _mm_movehl_ps(rest, rest));
+    return _mm_cvtss_f32(_mm_add_ss(rest, _mm_movehdup_ps(rest)));
+}
 static inline float rl_hmax(rl_f32v v) { return _mm512_reduce_max_ps(v); }
 
 /* 2^n for whole n given as a float in [-126, 127] */
@@ -46,6 +54,10 @@ static inline rl_f32v rl_round(rl_f32v v) {
 
 static inline rl_f32v rl_load_f16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline rl_f32v rl_load_bf16(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -221,9 +233,10 @@ static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, 
 
 #ifdef RL_BF16_DOT
 /* Two products of bf16 pairs added to each lane. */
-static inline rl_f32v rl_dot_bf16(rl_row4 w, uint32_t pair, rl_f32v acc) {
-    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32((int)pair));
+static inline rl_f32v rl_dot_bf16(rl_row4 w, rl_row4 x, rl_f32v acc) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
 }
+static inline rl_row4 rl_pair(uint32_t pair) { return _mm512_set1_epi32((int)pair); }
 #endif
 
 #endif

@@ -10,7 +10,9 @@
 
 #define RL_R 4
 #define RL_TILE 8
-#define RL_DIRECT 1 /* tokens whose operands need not pass through memory */
+#define RL_ROW_TILE 4 /* tokens at once where lanes walk along a row, */
+#define RL_SUMS 16    /* and sums that are kept in registers there */
+#define RL_DIRECT 1   /* tokens whose operands need not pass through memory */
 
 typedef float32x4_t rl_f32v;
 typedef int32x4_t rl_i32v;
@@ -27,7 +29,11 @@ static inline rl_f32v rl_div(rl_f32v a, rl_f32v b) { return vdivq_f32(a, b); }
 static inline rl_f32v rl_fma(rl_f32v a, rl_f32v b, rl_f32v c) { return vfmaq_f32(c, a, b); }
 static inline rl_f32v rl_max(rl_f32v a, rl_f32v b) { return vmaxq_f32(a, b); }
 static inline rl_f32v rl_min(rl_f32v a, rl_f32v b) { return vminq_f32(a, b); }
-static inline float rl_hsum(rl_f32v v) { return vaddvq_f32(v); }
+/* Lane i and i + 2, then i + 1: the order of every level. */
+static inline float rl_hsum(rl_f32v v) {
+    float32x2_t half = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+    return vget_lane_f32(vpadd_f32(half, half), 0);
+}
 static inline float rl_hmax(rl_f32v v) { return vmaxvq_f32(v); }
 
 /* 2^n for whole n given as a float in [-126, 127] */
@@ -39,6 +45,9 @@ static inline rl_f32v rl_round(rl_f32v v) { return vrndnq_f32(v); }
 
 static inline rl_f32v rl_load_f16(const uint16_t *p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+static inline rl_f32v rl_load_bf16(const uint16_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 static inline void rl_store_f16(uint16_t *p, rl_f32v v) {
     vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));

@@ -10,6 +10,8 @@
 
 #define RL_R 4
 #define RL_TILE 4
+#define RL_ROW_TILE 4
+#define RL_SUMS 16
 #define RL_DIRECT 0 /* short code, as nobody waits for this level */
 #define RL_EACH for (int i = 0; i < RL_R; i++)
 
@@ -78,9 +80,20 @@ static inline uint16_t rl_float_to_half(float f) {
     mag += 0xc8000fffu + (mag >> 13 & 1u);
     return (uint16_t)(sign | mag >> 13);
 }
-static inline rl_f32v rl_load_f16(const uint16_t *p) {
+static inline rl_f32v rl_load_f16(const void *p) {
+    uint16_t halves[RL_R];
     rl_f32v r;
-    RL_EACH r.v[i] = rl_half_to_float(p[i]);
+    memcpy(halves, p, sizeof halves);
+    RL_EACH r.v[i] = rl_half_to_float(halves[i]);
+    return r;
+}
+static inline rl_f32v rl_load_bf16(const void *p) {
+    uint16_t halves[RL_R];
+    uint32_t bits[RL_R];
+    rl_f32v r;
+    memcpy(halves, p, sizeof halves);
+    RL_EACH bits[i] = (uint32_t)halves[i] << 16;
+    memcpy(&r, bits, sizeof r);
     return r;
 }
 static inline void rl_store_f16(uint16_t *p, rl_f32v a) {
