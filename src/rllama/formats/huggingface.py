@@ -6,12 +6,12 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from rllama.errors import ConfigError, FormatError, RllamaError, UnsafeFileError
+from rllama.errors import ConfigError, FormatError, UnsafeFileError
 from rllama.formats import experts, names
 from rllama.formats.chat_templates import folder_chat
 from rllama.formats.checkpoint import Checkpoint, Extra
@@ -28,7 +28,7 @@ from rllama.formats.quant_config import QuantScheme, read_scheme
 from rllama.formats.safetensors import Entry, read_entries, sniff_file, views
 from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.formats.torch_archive import is_bare_pickle, is_torch_path
-from rllama.formats.torch_file import TorchFile
+from rllama.formats.torch_file import TorchFile, holds_names
 from rllama.formats.unknown import known_kind
 from rllama.tensor import TensorView, View
 
@@ -46,7 +46,8 @@ def sniff(path: str) -> bool:
     """Whether this is a file of safetensors, or a torch file with Hugging Face's names; or a folder
     with some, torch files only beside a config.json."""
     if not is_dir(path):
-        return sniff_file(path) or (is_torch_path(path) and _has_hf_names(path)) or _is_index(path)
+        is_torch = is_torch_path(path) and holds_names(path, names.HF)
+        return sniff_file(path) or is_torch or _is_index(path)
     there = list_dir(path)
     safetensors, torch = (any(_of_kind(there, *kind)) for kind in _KINDS)
     return safetensors or (torch and "config.json" in there)
@@ -74,15 +75,6 @@ def _index_beside(path: str) -> str | None:
     indexes = [other for other in list_dir(folder or ".") if other.endswith(_INDEX_ENDING)]
     listing = [i for i in indexes if name in _weight_map(os.path.join(folder, i)).values()]
     return listing[0] if len(listing) == 1 else None
-
-
-def _has_hf_names(path: str) -> bool:
-    try:
-        file = TorchFile(path)
-    except RllamaError:
-        return False
-    with closing(file):
-        return any(names.canonical(names.HF, name) for name in file.tensors)
 
 
 def open(

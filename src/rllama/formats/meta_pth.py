@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 from rllama.config import ModelConfig, TokenizerSource
@@ -21,7 +21,7 @@ from rllama.formats.meta_merge import merge
 from rllama.formats.safe_pickle import Namespace
 from rllama.formats.tokenizer_files import tokenizer_beside
 from rllama.formats.torch_archive import is_bare_pickle, is_torch_path, unzipped_root
-from rllama.formats.torch_file import TorchFile
+from rllama.formats.torch_file import TorchFile, holds_names
 from rllama.tensor import View
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,7 @@ def sniff(path: str) -> bool:
 
 def holds_model(path: str) -> bool:
     """Whether a torch file has tensors with Meta's names; False for whatever cannot be read."""
-    try:
-        file = TorchFile(path)
-    except RllamaError:
-        return False
-    with closing(file):
-        return any(names.canonical(names.META, name) for name in file.tensors)
+    return holds_names(path, names.META)
 
 
 def open(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rllama.dtypes import dtype_by_safetensors_name
-from rllama.errors import FormatError, MemoryPlanError, UnsupportedError
+from rllama.errors import FormatError, MemoryPlanError, RllamaError, UnsupportedError
+from rllama.formats import names
 from rllama.formats.files import printable
 from rllama.formats.safe_pickle import Build, Name, Namespace, Words, read_pickle
 from rllama.formats.safetensors import Entry
@@ -196,6 +198,16 @@ class TorchFile:
                 f"{tensor.offset} on reaches element {last} of storage {storage.key}, which has "
                 f"{have // width}"
             )
+
+
+def holds_names(path: str, table: names.Table) -> bool:
+    """Whether a torch file has tensors that a table knows; False for whatever cannot be read."""
+    try:
+        file = TorchFile(path)
+    except RllamaError:
+        return False
+    with closing(file):
+        return any(names.canonical(table, name) for name in file.tensors)
 
 
 def _gathered(data: memoryview, tensor: StoredTensor, where: str) -> memoryview:
