@@ -16,7 +16,7 @@ SUITABLE := import os, sys, sysconfig; sys.exit(sys.version_info < (3, 11) or no
 	os.path.isfile(os.path.join(sysconfig.get_path("include"), "Python.h")))
 
 NATIVE := setup.py $(shell find src -name '*.[ch]' -o -name '*.inc' -o -name '*.pyx' \
-	-o -name '*.pxd' -o -name '*.cpp')
+	-o -name '*.px[di]' -o -name '*.cpp')
 NATIVE := $(filter-out src/rllama/_kernels/core.c,$(NATIVE))
 C_FILES := $(shell find src benchmarks tests/native -name '*.[ch]' -o -name '*.inc' -o -name '*.cpp')
 C_FILES := $(filter-out src/rllama/_kernels/core.c,$(C_FILES))
