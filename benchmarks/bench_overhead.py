@@ -13,10 +13,10 @@ from pathlib import Path
 
 from common import Timing, append_record, check_load
 from make_model import make
+from mixes import mix_by_name
 from shapes import Shape
 
 from rllama.config import EngineConfig, SamplingParams
-from rllama.dtypes import dtype_by_name
 from rllama.engine.engine import Engine
 from rllama.engine.request import Request
 from rllama.loader import load
@@ -62,7 +62,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rllama-bench-") as folder:
         for n_layers in args.layers:
             path = Path(folder) / f"{n_layers}.gguf"
-            make(path, tiny(n_layers), dtype_by_name("Q8_0"), seed=1)
+            make(path, tiny(n_layers), mix_by_name("Q8_0"), seed=1)
             config = EngineConfig(kv_dtype="f16")
             loaded = load(path, n_threads=1, isa=args.isa, engine=config)
             engine = Engine(loaded.model, None, loaded.engine, loaded.backend)

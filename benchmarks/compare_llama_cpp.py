@@ -20,11 +20,11 @@ from typing import Any
 from common import append_record, check_load, file_hash, machine, table, usable_cores
 from duel import Duel, Outcome, Worker
 from limits import Peaks
-from make_model import DRAW, model_path, type_for
+from make_model import model_path
+from mixes import NAMES, mix_by_name, mix_for
 from shapes import SHAPES
 from workloads import works
 
-from rllama.dtypes import dtype_by_name
 from rllama.errors import UnsupportedError
 
 _HERE = Path(__file__).resolve().parent
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", default=["tl1b", "s15m"], choices=SHAPES)
     parser.add_argument("--types", nargs="+", default=["Q4_0", "Q8_0", "BF16", "F16"],
-                        type=str.upper, metavar="TYPE", help=", ".join(DRAW))  # fmt: skip
+                        type=str.upper, metavar="TYPE", help=", ".join(NAMES))  # fmt: skip
     parser.add_argument("--work", nargs="+", default=list(_WORKS), choices=_WORKS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -109,13 +109,13 @@ def compare(
     args: argparse.Namespace, shape_name: str, type_name: str, peaks: Peaks
 ) -> Iterator[tuple[Outcome, dict[str, Any]]]:
     """All workloads of one model, each with what the record says about model and engines."""
-    shape, dtype = SHAPES[shape_name], dtype_by_name(type_name)
+    shape, mix = SHAPES[shape_name], mix_by_name(type_name)
     path = model_path(shape_name, type_name)
     workers = start_workers(args, path, shape.max_seq_len)
     model = {"path": path.name, "hash": file_hash(path)}
     extra = {"model": model, "about": {worker.name: worker.about for worker in workers}}
     try:
-        duel = Duel(shape, dtype, workers, peaks, args.repeats)
+        duel = Duel(shape, mix, workers, peaks, args.repeats)
         for name in args.work:
             outcome = duel.run(works(shape)[name])
             report(shape_name, type_name, outcome)
@@ -152,7 +152,7 @@ def main() -> int:
     try:
         for shape in args.shapes:
             for type_name in args.types:
-                type_for(SHAPES[shape], type_name)
+                mix_for(SHAPES[shape], type_name)
     except UnsupportedError as error:
         say(f"compare_llama_cpp: {error}")
         return 2

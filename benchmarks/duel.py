@@ -14,10 +14,9 @@ from typing import Any
 
 from common import Timing, busy_cpu_s
 from limits import Limits, Peaks
+from mixes import Mix
 from shapes import Shape
 from workloads import Work
-
-from rllama.dtypes import DType
 
 _SAMPLE_S = 0.05
 _GAP_S = 0.03  # lets the threads of the side that just ran fall asleep
@@ -132,9 +131,9 @@ class Duel:
     """One or two workers with a model loaded, and the limits measured beside them."""
 
     def __init__(
-        self, shape: Shape, dtype: DType, workers: Sequence[Worker], peaks: Peaks, repeats: int
+        self, shape: Shape, mix: Mix, workers: Sequence[Worker], peaks: Peaks, repeats: int
     ) -> None:
-        self._shape, self._dtype = shape, dtype
+        self._shape, self._mix = shape, mix
         self._workers, self._peaks, self._repeats = workers, peaks, repeats
         self._idle_cpu_s: dict[str, float] = {}
         self._busy_s = self._others_cpu_s = 0.0
@@ -156,7 +155,7 @@ class Duel:
 
     def _limits(self, work: Work) -> Limits:
         """The limits of this minute, for a working set as large as what a step reads."""
-        step_bytes = work.step_bytes(self._shape, self._dtype)
+        step_bytes = work.step_bytes(self._shape, self._mix)
         limits = self._peaks.measure(passes=1, working_set=step_bytes)
         time.sleep(_GAP_S)
         return limits
@@ -195,7 +194,7 @@ class Duel:
         time.sleep(_GAP_S)
 
     def _outcome(self, work: Work, sides: list[list[Runs]], limits: Limits) -> Outcome:
-        limit = work.limit_tokens_per_s(self._shape, self._dtype, limits)
+        limit = work.limit_tokens_per_s(self._shape, self._mix, limits)
         winners = [min(side, key=lambda r: statistics.median(r.seconds)) for side in sides]
         figures = {runs.worker.name: self._figure(runs, work, limit) for runs in winners}
         paired = None

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from common import bench_dir
+from mixes import NAMES, Mix, mix_for
 from numpy.typing import NDArray
 from shapes import SHAPES, Shape, tensors
 
-from rllama.dtypes import DTYPES, F32, DType, dtype_by_name
+from rllama.dtypes import DType
 from rllama.errors import UnsupportedError
 from rllama.quant.noise import random_blocks
 
@@ -29,7 +30,6 @@ Draw = Callable[[np.random.Generator, int, float], Bytes]
 
 _ALIGN = 32
 _CHUNK_VALUES = 1 << 22
-TYPES = tuple(dtype.name for dtype in DTYPES if dtype.gguf_id is not None)
 _KINDS = {int: 4, float: 6, str: 8}  # GGUF value types: u32, f32, string
 _I32, _ARRAY = 5, 9
 
@@ -102,12 +102,12 @@ def vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
     return pieces, scores, types
 
 
-def metadata(shape: Shape, dtype: DType) -> dict[str, Any]:
+def metadata(shape: Shape, mix: Mix) -> dict[str, Any]:
     """The key-value pairs that readers of architecture `llama` want."""
     pieces, scores, types = vocabulary(shape.vocab_size)
     return {
         "general.architecture": "llama",
-        "general.name": f"random {shape.name} {dtype.name}",
+        "general.name": f"random {shape.name} {mix.name}",
         "general.alignment": _ALIGN,
         "llama.context_length": shape.max_seq_len,
         "llama.embedding_length": shape.dim,
@@ -148,19 +148,15 @@ def _value(value: Any) -> bytes:
     return head + struct.pack("<I" if isinstance(value, int) else "<f", value)
 
 
-def _tensor_dtype(dims: tuple[int, ...], dtype: DType) -> DType:
-    return F32 if len(dims) == 1 else dtype
-
-
-def header(shape: Shape, dtype: DType) -> bytes:
+def header(shape: Shape, mix: Mix) -> bytes:
     """Everything before the tensor data, padded to the alignment."""
-    pairs = metadata(shape, dtype)
+    pairs = metadata(shape, mix)
     listed = list(tensors(shape))
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(listed), len(pairs))]
     parts += [_string(key) + _value(value) for key, value in pairs.items()]
     offset = 0
     for name, dims in listed:
-        own = _tensor_dtype(dims, dtype)
+        own = mix.dtype_of(shape, name)
         parts.append(_string(name) + struct.pack("<I", len(dims)))
         parts.append(struct.pack(f"<{len(dims)}Q", *reversed(dims)))
         parts.append(struct.pack("<IQ", own.gguf_id, offset))
@@ -185,65 +181,51 @@ def tensor_chunks(
     yield memoryview(bytes(-dtype.n_bytes(dims) % _ALIGN))
 
 
-def write_model(out: BinaryIO, shape: Shape, dtype: DType, seed: int) -> None:
+def write_model(out: BinaryIO, shape: Shape, mix: Mix, seed: int) -> None:
     """Write the whole file."""
     rng = np.random.Generator(np.random.SFC64(seed))
-    out.write(header(shape, dtype))
-    for _, dims in tensors(shape):
-        for chunk in tensor_chunks(dims, dtype, rng):
+    out.write(header(shape, mix))
+    for name, dims in tensors(shape):
+        for chunk in tensor_chunks(dims, mix.dtype_of(shape, name), rng):
             out.write(chunk)
-
-
-def type_for(shape: Shape, name: str) -> DType:
-    """The type by name. Raises UnsupportedError where no GGUF has it or rows do not fit."""
-    dtype = dtype_by_name(name)
-    if dtype.gguf_id is None:
-        raise UnsupportedError(f"no GGUF holds {dtype.name}; known: {', '.join(TYPES)}")
-    for tensor, dims in tensors(shape):
-        if len(dims) == 2 and dims[1] % dtype.block_len:
-            raise UnsupportedError(
-                f"{shape.name} {tensor}: rows of {dims[1]} values are no multiple of the "
-                f"{dtype.block_len}-value blocks of {dtype.name}"
-            )
-    return dtype
 
 
 def model_path(shape_name: str, type_name: str, *, seed: int = 1) -> Path:
     """The model of this shape and type in the benchmark folder, made now if it is missing."""
     shape = SHAPES[shape_name]
-    dtype = type_for(shape, type_name)
-    path = bench_dir() / f"{shape.name}-{dtype.name.lower()}-{seed}.gguf"
+    mix = mix_for(shape, type_name)
+    path = bench_dir() / f"{shape.name}-{mix.name.lower()}-{seed}.gguf"
     if not path.exists():
-        make(path, shape, dtype, seed)
+        make(path, shape, mix, seed)
     return path
 
 
-def make(path: Path, shape: Shape, dtype: DType, seed: int) -> None:
+def make(path: Path, shape: Shape, mix: Mix, seed: int) -> None:
     """Write to a temporary name first: a half-written model must never be measured."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as out:
-        write_model(out, shape, dtype, seed)
+        write_model(out, shape, mix, seed)
     partial.replace(path)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("type", help=", ".join(TYPES))
+    parser.add_argument("type", help=", ".join(NAMES))
     parser.add_argument("-o", "--output", type=Path, help="default: the benchmark folder")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     shape = SHAPES[args.shape]
     try:
-        dtype = type_for(shape, args.type)
+        mix = mix_for(shape, args.type)
     except UnsupportedError as error:
         print(f"make_model: {error}", file=sys.stderr)
         return 1
-    name = f"{shape.name}-{dtype.name.lower()}-{args.seed}.gguf"
+    name = f"{shape.name}-{mix.name.lower()}-{args.seed}.gguf"
     path = args.output or bench_dir() / name
     start = time.perf_counter()
-    make(path, shape, dtype, args.seed)
+    make(path, shape, mix, args.seed)
     seconds = time.perf_counter() - start
     print(f"{path}: {path.stat().st_size / 1e9:.2f} GB in {seconds:.1f} s", file=sys.stderr)
     return 0

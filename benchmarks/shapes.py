@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rllama.dtypes import DType
-
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -55,16 +53,6 @@ class Shape:
     @property
     def head_weights(self) -> int:
         return self.vocab_size * self.dim
-
-    def step_bytes(self, dtype: DType, n_tokens: int, cached_positions: int) -> int:
-        """Bytes that a step must read: every matrix, a row of the embedding per token, the cache.
-
-        Units: cached_positions counts positions of all sequences together; the cache is f16
-        """
-        weights = self.layer_weights + self.head_weights
-        weight_bytes = dtype.n_bytes((weights // self.dim, self.dim))
-        cache_bytes = cached_positions * self.n_layers * 2 * self.kv_dim * 2
-        return weight_bytes + n_tokens * dtype.row_bytes(self.dim) + cache_bytes
 
     def step_ops(self, n_tokens: int, n_logit_rows: int) -> int:
         """Multiplications and additions of the matrices of a step."""

@@ -6,9 +6,8 @@ import random
 from dataclasses import dataclass
 
 from limits import Limits
+from mixes import Mix
 from shapes import Shape
-
-from rllama.dtypes import DType
 
 # Steps shorter than this make the clock and the drift of the machine matter; small models do more.
 _SMALL_MODEL_WEIGHTS = 200_000_000
@@ -52,18 +51,18 @@ class Work:
         """Tokens of one timed step."""
         return self.n_seqs * self.n_prompt if self.is_prefill else self.n_seqs
 
-    def step_bytes(self, shape: Shape, dtype: DType) -> int:
+    def step_bytes(self, shape: Shape, mix: Mix) -> int:
         """Bytes that one timed step must read: matrices, embedding rows, cache halfway through."""
         cached = 0 if self.is_prefill else self.n_seqs * (self.n_prompt + self.n_steps // 2)
-        return shape.step_bytes(dtype, self.n_step_tokens, cached)
+        return mix.step_bytes(shape, self.n_step_tokens, cached)
 
-    def limit_tokens_per_s(self, shape: Shape, dtype: DType, limits: Limits) -> float:
+    def limit_tokens_per_s(self, shape: Shape, mix: Mix, limits: Limits) -> float:
         """Tokens per second if reading and computing each ran at the machine's peak, overlapped.
 
         Notes: attention's sums, norms and sampling are free here, so no engine reaches it
         """
-        read_s = self.step_bytes(shape, dtype) / limits.read
-        peak = limits.peak_for(dtype.name)
+        read_s = self.step_bytes(shape, mix) / limits.read
+        peak = limits.peak_for(mix.name)
         compute_s = shape.step_ops(self.n_step_tokens, self.n_seqs) / peak if peak else 0.0
         return self.n_step_tokens / max(read_s, compute_s)
 
