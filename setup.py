@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("src/rllama/_kernels")
 DRIVERS = [
-    "context.c", "cpu_features.c", "parallel.c", "selftest.c",
+    "context.c", "cpu_features.c", "parallel.c", "pool.c", "selftest.c",
     "op_matmul.c", "op_moe.c", "op_attention.c", "op_rows.c", "dequant.c",
     "op_unpack.c", "op_quantize.c",
 ]  # fmt: skip
@@ -45,7 +45,8 @@ LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}
 OTHER = {"scalar": ([], [])}
 
 # Never -ffast-math: it would change how the whole process treats subnormals.
-UNIX_FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-lto", "-g0"]
+UNIX_FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-lto", "-g0",
+              "-pthread"]  # fmt: skip
 # Comparisons of floats may then be vectorised; it changes no value.
 SAMPLER_FLAGS = [
     "-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math", "-g0",
@@ -73,8 +74,8 @@ class BuildKernels(build_ext):
     def add_levels(self, ext: Extension) -> None:
         msvc = self.compiler.compiler_type == "msvc"
         common = MSVC_FLAGS if msvc else UNIX_FLAGS + (SANITIZE if DEBUG else [])
-        ext.extra_compile_args = [*common, *self.openmp_flags(msvc)]
-        ext.extra_link_args = [] if msvc else self.openmp_flags(msvc) + (SANITIZE if DEBUG else [])
+        ext.extra_compile_args = common
+        ext.extra_link_args = [] if msvc else ["-pthread", *(SANITIZE if DEBUG else [])]
         levels = LEVELS.get(target_machine(), OTHER)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for objects in pool.map(
@@ -92,13 +93,6 @@ class BuildKernels(build_ext):
             [source], output_dir=self.build_temp, extra_postargs=flags
         )
         return objects
-
-    def openmp_flags(self, msvc: bool) -> list[str]:
-        if msvc or os.environ.get("RLLAMA_OPENMP") == "0":
-            return []
-        if sys.platform == "darwin" and os.environ.get("RLLAMA_OPENMP") != "1":
-            return []  # libdispatch instead: no second OpenMP runtime in the process
-        return ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler takes these flags, tried on an empty file."""

@@ -61,7 +61,7 @@ def build(target: Target, main: Path, folder: Path) -> Path:
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compile_one, jobs))
     program = folder / main.stem
-    run([target.compiler, *target.flags, *target.link, "-o", program, *objects, "-lm"])
+    run([target.compiler, *target.flags, *target.link, "-o", program, *objects, "-lm", "-pthread"])
     return program
 
 
@@ -71,6 +71,6 @@ def link_check(objects: Path, main: Path, folder: Path) -> Path:
     names = [Path(name).stem for name in setup["DRIVERS"]]
     found = [p for p in objects.rglob("*.o") if p.stem in names or p.stem.startswith("isa_")]
     program = folder / main.stem
-    flags = ["-std=c11", f"-I{KERNELS}", "-fopenmp", *setup["SANITIZE"]]
+    flags = ["-std=c11", f"-I{KERNELS}", "-pthread", *setup["SANITIZE"]]
     run(["gcc", *flags, main, *found, "-o", program, "-lm"])
     return program

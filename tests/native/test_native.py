@@ -15,7 +15,6 @@ from native.builder import KERNELS, Target, build, link_check
 MAIN = Path(__file__).with_name("kernel_check.c")
 pytestmark = pytest.mark.skipif(not KERNELS.exists(), reason="needs the whole source tree")
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",  # waiting threads leave the CPU to others
     "ASAN_OPTIONS": "detect_leaks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }

@@ -6,6 +6,7 @@
 
 #include "dequant.h"
 #include "parallel.h"
+#include "pool.h"
 #include "selftest.h"
 
 #define DECLARE(name) extern const rl_isa_table rl_table_##name;
@@ -97,12 +98,19 @@ rl_ctx *rl_ctx_new(const char *isa, int n_threads) {
         free(ctx);
         return NULL;
     }
-    ctx->n_threads = rl_startable_threads(n_threads);
+    ctx->n_threads = n_threads;
+#ifdef RL_POOL
+    ctx->pool = rl_pool_new(n_threads);
+    if (ctx->pool == NULL) {
+        free(ctx);
+        return NULL;
+    }
+    ctx->n_threads = rl_pool_threads(ctx->pool);
+#endif
     ctx->private = calloc((size_t)ctx->n_threads, sizeof *ctx->private);
     if (ctx->private == NULL ||
         rl_arena_get(&ctx->shares, (size_t)ctx->n_threads * sizeof(rl_share)) == NULL) {
-        free(ctx->private);
-        free(ctx);
+        rl_ctx_free(ctx);
         return NULL;
     }
     return ctx;
@@ -110,7 +118,10 @@ rl_ctx *rl_ctx_new(const char *isa, int n_threads) {
 
 void rl_ctx_free(rl_ctx *ctx) {
     if (ctx == NULL) return;
-    for (int i = 0; i < ctx->n_threads; i++) free(ctx->private[i].block);
+#ifdef RL_POOL
+    rl_pool_free(ctx->pool);
+#endif
+    for (int i = 0; ctx->private != NULL && i < ctx->n_threads; i++) free(ctx->private[i].block);
     free(ctx->private);
     free(ctx->shared.block);
     free(ctx->parts.block);

@@ -14,6 +14,7 @@ typedef struct {
 struct rl_ctx {
     rl_isa_table table; /* the chosen level, completed from the levels below */
     int n_threads;
+    struct rl_pool *pool; /* NULL where another library has the threads */
     int serial;
     rl_arena shared;   /* activations of the op in progress */
     rl_arena *private; /* [n_threads] panels and tiles */

@@ -29,7 +29,7 @@ def isa_levels():
 
 
 def parallel_kind():
-    """The threads library of this build: "OpenMP", "libdispatch" or "serial"."""
+    """The threads library of this build: "POSIX threads", "OpenMP", "libdispatch" or "serial"."""
     return rl_parallel_kind().decode()
 
 

@@ -14,10 +14,6 @@ typedef void (*rl_item_fn)(void *arg, int64_t item, int thread);
  * item, one thread, or the context is serial. */
 void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg);
 
-/* How many of this many threads the system lets us start, 1 at least: a threads library that
- * cannot start one ends the process. */
-int rl_startable_threads(int wanted);
-
 /* The same as rl_parallel_for in the calling thread, for work too small to share. */
 void rl_run_inline(int64_t n_items, rl_item_fn fn, void *arg);
 

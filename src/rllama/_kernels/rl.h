@@ -35,7 +35,7 @@ int rl_isa_count(void);
 const char *rl_isa_name(int i);
 int rl_isa_compiled(int i);
 int rl_isa_usable(int i);
-/* Which threads library this build uses: "OpenMP", "libdispatch" or "serial". */
+/* Which threads library this build uses: "POSIX threads", "OpenMP", "libdispatch" or "serial". */
 const char *rl_parallel_kind(void);
 
 /* ---- formats ---- */
