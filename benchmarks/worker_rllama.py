@@ -17,7 +17,6 @@ from rllama.engine.request import Request
 from rllama.loader import load
 
 _PAGE_LEN = 64
-_SPARE_PAGES = 8
 
 
 class RllamaSide:
@@ -27,7 +26,7 @@ class RllamaSide:
         config = EngineConfig(
             max_seq_len=max_seq_len,
             page_len=_PAGE_LEN,
-            n_pages=max_seq_len // _PAGE_LEN + _SPARE_PAGES,
+            n_pages=max_seq_len // _PAGE_LEN,
             kv_dtype="f16",
         )
         start = time.perf_counter()

@@ -38,7 +38,11 @@ class ScratchSpec:
 
 
 class Scratch(Protocol):
-    """The activation buffers of a step, cut to its number of tokens."""
+    """The activation buffers of a step, cut to its number of tokens.
+
+    Notes: `gate` and `up` may lie where `q` to `a` do: a branch must have read its buffers before
+           the next one writes its own
+    """
 
     x: Buf  # [T, D] residual stream
     h: Buf  # [T, D] normed

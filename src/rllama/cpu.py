@@ -54,7 +54,11 @@ class CpuScratchPool:
 
     def __init__(self, spec: ScratchSpec) -> None:
         d, q, kv, f = spec.dim, spec.q_dim, spec.kv_dim, spec.ffn_dim
+        # Widths and places: gate and up lie where q to a do, see backend.Scratch.
         self._widths = (d, d, q, kv, kv, q, f, f)
+        b = 2 * d  # where the branches begin
+        self._places = (0, d, b, b + q, b + q + kv, b + q + 2 * kv, b, b + f)
+        self._width = b + max(2 * q + 2 * kv, 2 * f)
         self._max_tokens = spec.max_tokens
         self._whole: CpuScratch | None = None
         self._cut: dict[int, CpuScratch] = {}
@@ -71,7 +75,11 @@ class CpuScratchPool:
             size = n_tokens if n_tokens > self._max_tokens else min(
                 self._max_tokens, max(16, 1 << (n_tokens - 1).bit_length())
             )  # fmt: skip
-            whole = CpuScratch(*(core.Buf.zeros(size, width) for width in self._widths))
+            memory = np.zeros(size * self._width, dtype=np.float32)
+            whole = CpuScratch(*(
+                core.Buf(memory[size * place : size * (place + width)].reshape(size, width))
+                for place, width in zip(self._places, self._widths, strict=True)
+            ))  # fmt: skip
             self._whole = whole
             self._cut.clear()
         if len(self._cut) > 64:

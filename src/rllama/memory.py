@@ -155,7 +155,7 @@ def _page_bytes(config: ModelConfig, page_len: int, kv_dtype: Literal["f32", "f1
 def _work_bytes(config: ModelConfig, engine: EngineConfig) -> int:
     """Activations of one step, their quantised copy, and the logits of every sequence."""
     q_dim, kv_dim = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    per_token = 4 * (2 * config.dim + 2 * q_dim + 2 * kv_dim + 2 * config.ffn_dim)
+    per_token = 4 * (2 * config.dim + max(2 * q_dim + 2 * kv_dim, 2 * config.ffn_dim))
     quantised = 2 * max(config.dim, q_dim, config.ffn_dim)
     logits = 4 * config.vocab_size * engine.max_seqs
     per_pair = 4 * (2 * config.dim + 2 * config.expert_ffn_dim) if config.n_experts else 0
