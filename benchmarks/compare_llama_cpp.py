@@ -4,7 +4,8 @@ Each side has a process of its own that loads the model once. In every round eac
 once; the order swaps from round to round, and the machine's limits are measured in between.
 llama.cpp runs through llama-cpp-python (build it on this machine, so that it uses the whole CPU)
 with plain and flash attention and, for several sequences, split and unified caches: its best
-figure counts.
+figure counts. With --openvino-python, OpenVINO GenAI runs in the same rounds: a model of the same
+shape, its weights compressed by its own tool to as many bits, and its best settings count.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,16 +23,19 @@ from common import append_record, check_load, file_hash, machine, table, usable_
 from duel import Duel, Outcome, Worker
 from limits import Peaks
 from make_model import model_path
+from make_openvino import folder_for
 from mixes import NAMES, mix_by_name, mix_for
-from shapes import SHAPES
+from shapes import SHAPES, Shape
 from workloads import works
 
 from rllama.errors import UnsupportedError
 
 _HERE = Path(__file__).resolve().parent
-OURS, PEER = "rllama", "llama.cpp"
+OURS, PEER, OPENVINO = "rllama", "llama.cpp", "OpenVINO"
 _WORKS = ("prefill512", "decode", "decode_deep", "batch8", "batch16")
 _HEADER = ("work", "limit", PEER, OURS, "ratio", "of the limit", f"{PEER} of it", "memory")
+_OPENVINO_HEADER = (OPENVINO, "ratio to it")
+_OPENVINO_WEIGHTS = {"Q4_0": "int4", "Q4_K_M": "int4", "Q8_0": "int8"}  # others run without it
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,14 +50,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--side", choices=(OURS, PEER, "both"), default="both")
     parser.add_argument("--peer-python", default=os.environ.get("RLLAMA_PEER_PYTHON", ""),
                         help="a Python that has llama_cpp (default: this one)")  # fmt: skip
+    parser.add_argument(
+        "--openvino-python",
+        default=os.environ.get("RLLAMA_OPENVINO_PYTHON", ""),
+        help="a Python that has openvino-genai and optimum-intel: run it too",
+    )
     parser.add_argument("--markdown", action="store_true", help="write the table as Markdown")
     parser.add_argument("--require-idle", action="store_true", help="refuse on a busy machine")
     parser.add_argument("--no-record", action="store_true", help="append no lines to results/")
     return parser.parse_args()
 
 
-def start_workers(args: argparse.Namespace, path: Path, max_seq_len: int) -> list[Worker]:
+def start_workers(
+    args: argparse.Namespace, shape: Shape, type_name: str, path: Path
+) -> list[Worker]:
     """The workers asked for, with the model loaded."""
+    max_seq_len = shape.max_seq_len
     common = [str(path), str(args.threads), str(max_seq_len)]
     workers = []
     if args.side in (OURS, "both"):
@@ -62,17 +75,33 @@ def start_workers(args: argparse.Namespace, path: Path, max_seq_len: int) -> lis
     if args.side in (PEER, "both"):
         script = str(_HERE / "worker_llama_cpp.py")
         workers.append(Worker(PEER, [args.peer_python or sys.executable, script, *common]))
+    weights = _OPENVINO_WEIGHTS.get(type_name)
+    if args.openvino_python and weights:
+        folder = openvino_folder(args.openvino_python, shape.name, weights)
+        command = [args.openvino_python, str(_HERE / "worker_openvino.py"), str(folder)]
+        workers.append(Worker(OPENVINO, [*command, *common[1:], weights]))
     return workers
+
+
+def openvino_folder(python: str, shape_name: str, weights: str) -> Path:
+    """The model for OpenVINO in the benchmark folder, made now (in minutes) if it is missing."""
+    folder = folder_for(shape_name, weights)
+    if not folder.is_dir():
+        say(f"making {folder}")
+        command = [python, str(_HERE / "make_openvino.py"), shape_name, weights]
+        if subprocess.run(command, check=False).returncode:
+            raise RuntimeError(f"no OpenVINO model of {shape_name}")
+    return folder
 
 
 def row(shape: str, type_name: str, outcome: Outcome) -> list[str]:
     """One line of the table; a side that did not run leaves its cells empty."""
-    ours, peer = outcome.figures.get(OURS), outcome.figures.get(PEER)
+    ours, peer, third = (outcome.figures.get(name) for name in (OURS, PEER, OPENVINO))
 
     def rate(value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
-    memory = "/".join(f"{f.peak_anon_bytes / 1e6:.0f}" for f in (ours, peer) if f)
+    memory = "/".join(f"{f.peak_anon_bytes / 1e6:.0f}" for f in (ours, peer, third) if f)
     return [
         f"{shape} {type_name} {outcome.work.title}",
         rate(outcome.limit),
@@ -82,6 +111,8 @@ def row(shape: str, type_name: str, outcome: Outcome) -> list[str]:
         f"{ours.share:.0%}" if ours else "",
         f"{peer.share:.0%}" if peer else "",
         f"{memory} MB",
+        rate(third.tokens_per_s) if third else "",
+        f"{ours.tokens_per_s / third.tokens_per_s:.2f}" if ours and third else "",
     ]
 
 
@@ -111,7 +142,7 @@ def compare(
     """All workloads of one model, each with what the record says about model and engines."""
     shape, mix = SHAPES[shape_name], mix_by_name(type_name)
     path = model_path(shape_name, type_name)
-    workers = start_workers(args, path, shape.max_seq_len)
+    workers = start_workers(args, shape, type_name, path)
     model = {"path": path.name, "hash": file_hash(path)}
     extra = {"model": model, "about": {worker.name: worker.about for worker in workers}}
     try:
@@ -143,7 +174,7 @@ def title(args: argparse.Namespace, abouts: Sequence[dict[str, Any]]) -> str:
     return (
         f"{dt.date.today().isoformat()}, {own['cpu']}, {args.threads} threads, {own['compiler']}, "
         f"commit {own['commit']}; {engines}. Tokens per second, median of {args.repeats}; memory "
-        f"is peak anonymous memory, {OURS}/{PEER}."
+        f"is peak anonymous memory, {'/'.join(abouts[0])}."
     )
 
 
@@ -178,7 +209,10 @@ def main() -> int:
         peaks.close()
     if rows:
         print(title(args, abouts) + "\n")
-        print(table(_HEADER, rows, markdown=args.markdown))
+        header = (*_HEADER, *_OPENVINO_HEADER)
+        n_columns = len(header if args.openvino_python else _HEADER)
+        shown = [cells[:n_columns] for cells in (header, *rows)]
+        print(table(shown[0], shown[1:], markdown=args.markdown))
     return status
 
 

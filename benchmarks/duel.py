@@ -1,4 +1,4 @@
-"""Two workers on one model, interleaved: the measuring loop of `compare_llama_cpp.py`."""
+"""Workers on one model, interleaved: the measuring loop of `compare_llama_cpp.py`."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Runs:
 class Figure:
     """What one side reached on one workload, under its best variant.
 
-    Units: idle_cores counts cores that this side kept busy while the other one ran
+    Units: idle_cores counts cores that this side kept busy while another one ran
     """
 
     variant: str
@@ -115,8 +115,8 @@ class Figure:
 class Outcome:
     """One row of the table.
 
-    Units: limit in tokens per second; paired_ratio is the median over rounds of ours to theirs;
-           others_cores counts cores that neither side nor the driver used while they ran
+    Units: limit in tokens per second; paired_ratio is the median over rounds of the first side to
+           the second; others_cores counts cores that no side and not the driver used meanwhile
     """
 
     work: Work
@@ -128,7 +128,7 @@ class Outcome:
 
 
 class Duel:
-    """One or two workers with a model loaded, and the limits measured beside them."""
+    """One to three workers with a model loaded, and the limits measured beside them."""
 
     def __init__(
         self, shape: Shape, mix: Mix, workers: Sequence[Worker], peaks: Peaks, repeats: int
@@ -198,8 +198,8 @@ class Duel:
         winners = [min(side, key=lambda r: statistics.median(r.seconds)) for side in sides]
         figures = {runs.worker.name: self._figure(runs, work, limit) for runs in winners}
         paired = None
-        if len(winners) == 2:
-            ours, theirs = (runs.seconds for runs in winners)
+        if len(winners) > 1:
+            ours, theirs = (runs.seconds for runs in winners[:2])
             paired = statistics.median(t / o for o, t in zip(ours, theirs, strict=True))
         others_cores = max(0.0, self._others_cpu_s / self._busy_s)
         return Outcome(work, limits, limit, figures, paired, others_cores)
