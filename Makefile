@@ -21,17 +21,20 @@ NATIVE := $(filter-out src/rllama/_kernels/core.c,$(NATIVE))
 C_FILES := $(shell find src benchmarks tests/native -name '*.[ch]' -o -name '*.inc' -o -name '*.cpp')
 C_FILES := $(filter-out src/rllama/_kernels/core.c,$(C_FILES))
 
-.PHONY: run test test-long lint format bench python clean
+# Few workers, as tests have threads; one that has nothing left takes tests from the end of another's.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: run test test-long lint format bench tools build python clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.built
 	@$(BIN)/rllama --prompt "$(PROMPT)"
 
 test: $(VENV)/.tools $(VENV)/.built
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-long: $(VENV)/.tools $(VENV)/.built
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 # All checks run, so that one look shows everything; any of them fails the target.
 lint: $(VENV)/.tools
@@ -52,6 +55,9 @@ bench: $(VENV)/.built
 	@$(BIN)/python benchmarks/bench_bandwidth.py
 	@$(BIN)/python benchmarks/bench_overhead.py
 	@$(BIN)/python benchmarks/bench_matmul.py
+
+tools: $(VENV)/.tools
+build: $(VENV)/.built
 
 # The interpreter that set-up would take.
 python:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,24 @@ class Target:
 def run(command: Sequence[str | Path]) -> None:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr[-4000:]}"
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """While one worker makes something, the others wait for it. Not for Windows."""
+    import fcntl
+
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build_once(target: Target, main: Path, folder: Path) -> Path:
+    """`build`, for all workers of a run whose folder this is."""
+    folder.mkdir(exist_ok=True)
+    with alone(folder / "lock"):
+        program = folder / main.stem
+        return program if program.exists() else build(target, main, folder)
 
 
 def build(target: Target, main: Path, folder: Path) -> Path:

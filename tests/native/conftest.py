@@ -1,4 +1,4 @@
-"""The sanitized build, made once for all tests that run on it."""
+"""Builds that are made once for all tests that run on them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from native.builder import ROOT
+from native.builder import ROOT, alone
 
 SCRIPT = ROOT / ".ci" / "asan"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers the longest tests go first, so that none is left alone with them."""
+    if hasattr(config, "workerinput"):
+        here = Path(__file__).parent
+        items.sort(key=lambda item: here not in item.path.parents)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run that all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def runtime_is_here() -> bool:
@@ -40,7 +54,7 @@ def run_script(*args: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def sanitized_build() -> Path:
+def sanitized_build(shared_folder: Path) -> Path:
     """The folder of its objects. Skips where it cannot be made."""
     if sys.platform != "linux" or not SCRIPT.exists():
         pytest.skip("needs Linux and the whole source tree")
@@ -50,5 +64,6 @@ def sanitized_build() -> Path:
         pytest.skip("gcc with libasan and libubsan is not installed")
     for module in ("Cython", "pybind11", "setuptools"):
         pytest.importorskip(module, reason="needs the build requirements")
-    run_script("--build")
+    with alone(shared_folder / "asan.lock"):
+        run_script("--build")
     return ROOT / "build" / "asan" / "temp"

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from native.builder import KERNELS, Target, build, link_check
+from native.builder import KERNELS, Target, build_once, link_check
 
 MAIN = Path(__file__).with_name("kernel_check.c")
 pytestmark = pytest.mark.skipif(not KERNELS.exists(), reason="needs the whole source tree")
@@ -45,11 +45,11 @@ def checked(said: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def arm64_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def arm64_check(shared_folder: Path) -> Path:
     """The check for arm64, without threads and without shared libraries."""
     need("aarch64-linux-gnu-gcc", "qemu-aarch64")
     target = Target("aarch64-linux-gnu-gcc", "aarch64", link=("-static",))
-    return build(target, MAIN, tmp_path_factory.mktemp("arm64"))
+    return build_once(target, MAIN, shared_folder / "arm64")
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,13 @@ def test_native_levels_of_this_cpu_under_sanitizers(sanitized_check: Path) -> No
 
 
 @pytest.fixture(scope="session")
-def x86_check(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def x86_check(shared_folder: Path) -> Path:
     """The check as it is released, for CPUs that an emulator plays."""
     need("gcc", "qemu-x86_64")
     if platform.machine() != "x86_64":
         pytest.skip("needs an x86-64 compiler")
     target = Target("gcc", "x86_64", link=("-static",))
-    return build(target, MAIN, tmp_path_factory.mktemp("x86"))
+    return build_once(target, MAIN, shared_folder / "x86")
 
 
 @pytest.mark.parametrize(
