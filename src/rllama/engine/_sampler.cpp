@@ -320,7 +320,7 @@ class Sampler {
         Item last = {-kInf, static_cast<int32_t>(chain.n_vocab)}; // of those that are in
         if (has_nucleus) {
             last = last_of_nucleus(chain, x, max, total);
-            total = sum_nucleus(chain, x, last);
+            total = sum_nucleus(chain, x, max, last);
         }
         const double target = u * total;
         double sum = 0.0;
@@ -370,17 +370,18 @@ class Sampler {
         if (above >= mass) {
             range = {range.high, all.high};
             above = pick(x, range);
-        } else if (above + sum_picked(range.low) < mass) {
+        } else if (above + sum_above(picked_, range.low) < mass) {
             range = {all.low, range.low};
             above = pick(x, range);
         }
-        for (bool by_bits = false; picked_.size > kFew && !range.is_one(); by_bits = !by_bits) {
-            const Range half = halved(picked_, range, mass - above, 8, by_bits);
-            above += sum_picked(half.high);
-            picked_.keep(half);
-            range = half;
+        const Picked *tokens = &picked_;
+        for (bool by_bits = false; tokens->size > kFew && !range.is_one(); by_bits = !by_bits) {
+            const Range half = halved(*tokens, range, mass - above, 8, by_bits);
+            above += sum_above(*tokens, half.high);
+            rest_.take(*tokens, half);
+            range = half, tokens = &rest_;
         }
-        return last_picked(mass - above);
+        return last_of(*tokens, mass - above);
     }
 
     // Where the sum over tokens, likeliest first, reaches the mass: halves a range that holds it.
@@ -397,8 +398,8 @@ class Sampler {
     // By a few tokens of each block. They say little of the likeliest, of which there are few, but
     // much of the rest, so what is compared is the mass that the nucleus leaves out.
     Range guess(const float *x, Range all, double total, double mass) {
-        constexpr double margin = 0.15;
-        constexpr int n_rounds = 14; // to a five-hundredth of a nat
+        constexpr double margin = 0.08;
+        constexpr int n_rounds = 10; // to a thirtieth of a nat
         sample_.size = 0;
         double sum = 0.0;
         for (size_t b = 0; b < maxima_.size(); ++b) {
@@ -421,50 +422,60 @@ class Sampler {
         return range;
     }
 
-    // Tokens of the range into picked_; the sum of the weights above it back.
+    // Tokens of the range into picked_; the weights above it, block by block into tops_, their sum
+    // back.
     double pick(const float *x, Range range) {
         const int64_t n = static_cast<int64_t>(weights_.size());
         double above = 0.0;
         picked_.size = 0;
+        tops_.assign(sums_.size(), 0.0);
+        ends_.resize(sums_.size());
         for (size_t b = 0; b < sums_.size(); ++b) {
+            ends_[b] = picked_.size;
             if (sums_[b] == 0.0 || maxima_[b] <= range.low) continue;
             const int64_t begin = static_cast<int64_t>(b) * kBlock,
                           len = std::min(kBlock, n - begin);
             const float *w = weights_.data() + begin;
             if (maxima_[b] > range.high)
-                above += pass_.sum_above(x + begin, w, len, range.high, 0.0f);
+                above += tops_[b] = pass_.sum_above(x + begin, w, len, range.high, 0.0f);
             uint8_t marks[kBlock] = {};
             pass_.mark(x + begin, len, range.low, range.high, marks);
             picked_.add(x + begin, w, begin, marks);
+            ends_[b] = picked_.size;
         }
         return above;
     }
 
-    double sum_picked(float bound) const {
-        return pass_.sum_above(picked_.logits.data(), picked_.weights.data(),
-                               static_cast<int64_t>(picked_.size), bound, 0.0f);
+    double sum_above(const Picked &tokens, float bound) const {
+        return pass_.sum_above(tokens.logits.data(), tokens.weights.data(),
+                               static_cast<int64_t>(tokens.size), bound, 0.0f);
     }
 
-    // The one of picked_ at which the sum over them, likeliest first, reaches the mass. Where they
+    // The one of some at which the sum over them, likeliest first, reaches the mass. Where they
     // are many, all are equal and in order.
-    Item last_picked(double mass) {
-        order_.resize(picked_.size);
+    Item last_of(const Picked &tokens, double mass) {
+        order_.resize(tokens.size);
         for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
-        const auto item = [this](size_t i) { return Item{picked_.logits[i], picked_.ids[i]}; };
+        const auto item = [&](size_t i) { return Item{tokens.logits[i], tokens.ids[i]}; };
         if (order_.size() <= kFew)
             std::sort(order_.begin(), order_.end(),
                       [&](size_t a, size_t b) { return before(item(a), item(b)); });
         double sum = 0.0;
         size_t n = 0;
-        do sum += static_cast<double>(picked_.weights[order_[n++]]);
+        do sum += static_cast<double>(tokens.weights[order_[n++]]);
         while (sum < mass && n < order_.size());
         return item(order_[n - 1]);
     }
 
     // Sums of the blocks over the nucleus, less what min-p drops, and their total.
-    double sum_nucleus(const Chain &chain, const float *x, Item last) {
+    double sum_nucleus(const Chain &chain, const float *x, float max, Item last) {
         const int64_t n = chain.n_vocab;
         const float below = std::nextafter(last.logit, -kInf);
+        const auto n_blocks = static_cast<size_t>(std::count_if(
+            maxima_.begin(), maxima_.end(), [below](float most) { return most > below; }));
+        // Nobody of it is under min-p; weights of rising logits may fall by their last bit.
+        const bool is_whole = chain.least < 0.99f * rows::weigh(last.logit, max, chain.temperature);
+        if (is_whole && picked_.size < n_blocks * (kBlock / 4)) return sum_picked_nucleus(last);
         double total = 0.0;
         for (size_t b = 0; b < sums_.size(); ++b) {
             const int64_t begin = static_cast<int64_t>(b) * kBlock,
@@ -483,12 +494,31 @@ class Sampler {
         return total;
     }
 
+    // The same out of what `pick` has left, without another pass over the row.
+    double sum_picked_nucleus(Item last) {
+        const float *logits = picked_.logits.data(), *w = picked_.weights.data();
+        const int32_t *ids = picked_.ids.data();
+        double total = 0.0;
+        size_t i = 0;
+        for (size_t b = 0; b < sums_.size(); ++b) {
+            double sum = tops_[b];
+            for (; i < ends_[b]; ++i) { // without a branch: who is in is hard to guess
+                const uint32_t is_in = uint32_t{logits[i] > last.logit} |
+                                       (uint32_t{logits[i] == last.logit} &
+                                        uint32_t{ids[i] <= last.id});
+                sum += static_cast<double>(rows::float_of(rows::bits_of(w[i]) & (0u - is_in)));
+            }
+            total += sums_[b] = sum;
+        }
+        return total;
+    }
+
     const rows::Level &pass_;
     std::vector<float> maxima_, weights_, saved_, copy_, sorted_;
-    std::vector<double> sums_;
+    std::vector<double> sums_, tops_;
     std::vector<Item> items_;
-    std::vector<size_t> order_;
-    Picked sample_, picked_;
+    std::vector<size_t> order_, ends_; // ends_: of each block, in picked_
+    Picked sample_, picked_, rest_;
 };
 
 } // namespace

@@ -76,11 +76,15 @@ struct Picked {
         }
     }
 
-    void keep(Range range) {
+    // Those of others, or of these, that lie in a range.
+    void take(const Picked &from, Range range) {
+        if (ids.size() < from.size)
+            logits.resize(from.size), weights.resize(from.size), ids.resize(from.size);
         size_t n = 0;
-        for (size_t i = 0; i < size; ++i) {
-            logits[n] = logits[i], weights[n] = weights[i], ids[n] = ids[i];
-            n += int{logits[i] > range.low} & int{logits[i] <= range.high};
+        for (size_t i = 0; i < from.size; ++i) {
+            const float logit = from.logits[i];
+            logits[n] = logit, weights[n] = from.weights[i], ids[n] = from.ids[i];
+            n += int{logit > range.low} & int{logit <= range.high};
         }
         size = n;
     }
