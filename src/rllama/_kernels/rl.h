@@ -191,13 +191,15 @@ rl_status rl_rope(rl_ctx *ctx, float *x, int64_t n_tokens, int64_t n_heads, int6
 
 typedef enum { RL_KV_F32 = 0, RL_KV_F16, RL_KV_Q8_0, RL_N_KV_FORMATS } rl_kv_format;
 
-/* Per layer: keys [n_pages, G, d, PAGE_LEN], values [n_pages, G, PAGE_LEN, d_padded].
- * Keys lie position-last, so that a vector of scores needs no sum across lanes. In Q8_0 each page of
- * a head ends with its f16 scales, [blocks of 32, PAGE_LEN]. */
+/* [n_pages, n_layers, G] of keys [d, PAGE_LEN], then values [PAGE_LEN, d_padded]. Keys lie
+ * position-last, so that a vector of scores needs no sum across lanes. In Q8_0 both end with their
+ * f16 scales, [blocks of 32, PAGE_LEN]. A page of all layers is one piece, so that few sequences
+ * touch little memory even where the system hands it out in large pages. */
 typedef struct {
-    uint8_t *keys, *values; /* allocated at once, touched page by page */
+    uint8_t *data; /* allocated at once, touched page by page; aligned */
+    void *block;   /* what is freed */
     int64_t n_layers, n_pages, n_kv_heads, head_dim, d_padded;
-    int64_t k_head_bytes, v_head_bytes; /* one page of one head */
+    int64_t k_bytes, v_bytes; /* of one page of one head */
     int32_t format;
 } rl_kv;
 

@@ -71,10 +71,13 @@ typedef struct {
 
 /* A span of up to RL_SPAN_LEN positions for n_rows query rows that share one key/value head. */
 typedef struct {
-    const float *q; /* tiles of RL max_tile rows, each [d][tile], already scaled */
-    const uint8_t *const *k_pages, *const *v_pages; /* of the pages that any row sees */
-    const rl_seen *seen;                            /* [n_rows] from the span's first position */
+    const float *q;              /* tiles of `tile` rows, each [d][rows], already scaled */
+    const uint8_t *const *pages; /* those that any row sees: keys, and k_bytes behind them values */
+    const uint8_t *next;         /* the page that is read after them, to fetch it; NULL: none */
+    int64_t k_bytes, v_bytes;
+    const rl_seen *seen; /* [n_rows] from the span's first position */
     int64_t n_rows, head_dim, d_padded;
+    int64_t tile;           /* rows that travel together, at most the table's span_tile */
     float softcap;          /* a score becomes softcap * tanh(score); 0: no cap */
     float *max, *sum, *acc; /* [n_rows], [n_rows], [n_rows, d_padded] */
     float *scores;          /* [n_rows, RL_PAGE_LEN] scratch */
