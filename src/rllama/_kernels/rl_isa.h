@@ -25,7 +25,7 @@ static inline int rl_act_is_q8(int32_t act) { return act <= RL_ACT_Q8_HALVES; }
 typedef struct {
     int8_t values[RL_BLOCK];
     float scale;
-    int32_t init;
+    int32_t init[1];
 } rl_act_block;
 _Static_assert(sizeof(rl_act_block) == 40, "activation block");
 
@@ -33,8 +33,8 @@ _Static_assert(sizeof(rl_act_block) == 40, "activation block");
 typedef struct {
     int8_t values[RL_BLOCK];
     float scale;
-    int32_t init;
-    float sum;
+    int32_t init[1];
+    float sum[1];
 } rl_act_sum;
 _Static_assert(sizeof(rl_act_sum) == 44, "activation block with its sum");
 
@@ -47,10 +47,34 @@ typedef struct {
 } rl_act_halves;
 _Static_assert(sizeof(rl_act_halves) == 52, "activation block of two halves");
 
+/* Two neighbours of a tile in the place of their blocks, for levels that multiply tokens by twos: 8
+ * values of the first, 8 of the second, and so on; then each number of both. */
+typedef struct {
+    int8_t values[2 * RL_BLOCK];
+    float scale[2];
+    int32_t init[1][2];
+} rl_act_block_pair;
+typedef struct {
+    int8_t values[2 * RL_BLOCK];
+    float scale[2];
+    int32_t init[1][2];
+    float sum[1][2];
+} rl_act_sum_pair;
+typedef struct {
+    int8_t values[2 * RL_BLOCK];
+    float scale[2];
+    int32_t init[2][2];
+    float sum[2][2];
+} rl_act_halves_pair;
+_Static_assert(sizeof(rl_act_block_pair) == 2 * sizeof(rl_act_block) &&
+                   sizeof(rl_act_sum_pair) == 2 * sizeof(rl_act_sum) &&
+                   sizeof(rl_act_halves_pair) == 2 * sizeof(rl_act_halves),
+               "pairs of activation blocks");
+
 #define RL_FLOAT_UNIT 32 /* columns that the float kernels take at once */
 
 /* Activations of a tile of up to max_tile tokens, interleaved so that a kernel walks them in order:
- *   Q8: [K/32][tile] rl_act_block, or one of the others
+ *   Q8: [K/32][tile] rl_act_block, or one of the others; or pairs of them, and a last one alone
  *   F32: [K/32][tile][32] f32             BF16: [K/32][tile][32] bf16
  *   F32_SLOTS: [16][K/16][tile] f32       BF16_SLOTS: [16][K/32][tile] two bf16   (kernels/slots.inc)
  * Weight rows come in groups of `n_lanes` rows, a lane per row; a kernel writes tile[t][lane]. */

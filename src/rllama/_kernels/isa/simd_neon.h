@@ -1,4 +1,4 @@
-/* The vocabulary on arm64: 4 rows side by side. RL_SDOT brings sdot. */
+/* The vocabulary on arm64: 4 rows side by side. RL_SDOT brings sdot, RL_SMMLA smmla as well. */
 #ifndef RL_SIMD_NEON_H
 #define RL_SIMD_NEON_H
 
@@ -103,6 +103,15 @@ static inline uint32x4_t rl_shifted(rl_row4 v, const int right) {
 static inline rl_row4 rl_bits(rl_row4 v, const int shift, const uint8_t mask) {
     return vandq_u8(vreinterpretq_u8_u32(rl_shifted(v, shift)), vdupq_n_u8(mask));
 }
+#ifdef RL_SMMLA
+/* As below, for 8 columns of 2 rows. */
+static inline rl_row4 rl_spread_bits(rl_row4 v, const int k) {
+    static const uint8_t lanes[16] = {0, 0, 0, 0, 0, 0, 0, 0, 4, 4, 4, 4, 4, 4, 4, 4};
+    uint8x16_t bits = vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201u));
+    v = vqtbl1q_u8(v, vaddq_u8(vld1q_u8(lanes), vdupq_n_u8((uint8_t)(k % 2 * 8 + k / 2))));
+    return vandq_u8(vtstq_u8(v, bits), vdupq_n_u8(0x10));
+}
+#else
 /* The byte with the four bits goes everywhere in its lane; each place tests one. */
 static inline rl_row4 rl_spread_bits(rl_row4 v, const int k) {
     static const uint8_t lanes[16] = {0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12};
@@ -110,6 +119,7 @@ static inline rl_row4 rl_spread_bits(rl_row4 v, const int k) {
     v = vqtbl1q_u8(v, vaddq_u8(vld1q_u8(lanes), vdupq_n_u8((uint8_t)(k / 2))));
     return vandq_u8(vtstq_u8(v, bits), vdupq_n_u8(0x10));
 }
+#endif
 static inline rl_row4 rl_table16(const int8_t *values) {
     return vreinterpretq_u8_s8(vld1q_s8(values));
 }
@@ -143,22 +153,83 @@ static inline void rl_store_row4(void *p, rl_row4 v) { vst1q_u8((uint8_t *)p, v)
 static inline rl_i32v rl_i32_set1(int32_t x) { return vdupq_n_s32(x); }
 static inline rl_f32v rl_i32_to_f32(rl_i32v v) { return vcvtq_f32_s32(v); }
 
+#define RL_S8_OFFSET 0
+static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
+
+#if defined RL_SMMLA
+/* Dots of pairs: 8 columns of 2 rows with 8 columns of 2 tokens. Operands 2i and 2i + 1 are columns
+ * 8i to 8i + 7 of rows 0 and 1, and of rows 2 and 3; a lane of the results is
+ *   row 0 token 0 | row 0 token 1 | row 1 token 0 | row 1 token 1      then rows 2 and 3. */
+#define RL_PAIRS
+RL_INLINE void rl_operands16(const uint8_t *p, int64_t stride, rl_row4 out[4]) {
+    uint64x2_t r0 = vreinterpretq_u64_u8(vld1q_u8(p));
+    uint64x2_t r1 = vreinterpretq_u64_u8(vld1q_u8(p + stride));
+    uint64x2_t r2 = vreinterpretq_u64_u8(vld1q_u8(p + 2 * stride));
+    uint64x2_t r3 = vreinterpretq_u64_u8(vld1q_u8(p + 3 * stride));
+    out[0] = vreinterpretq_u8_u64(vzip1q_u64(r0, r1));
+    out[1] = vreinterpretq_u8_u64(vzip1q_u64(r2, r3));
+    out[2] = vreinterpretq_u8_u64(vzip2q_u64(r0, r1));
+    out[3] = vreinterpretq_u8_u64(vzip2q_u64(r2, r3));
+}
+static inline rl_i32v rl_pair_i32(const int32_t *both) {
+    int32x2_t v = vld1_s32(both);
+    return vcombine_s32(v, v);
+}
+static inline rl_f32v rl_pair_f32(const float *both) {
+    float32x2_t v = vld1_f32(both);
+    return vcombine_f32(v, v);
+}
+/* A number of each row, as the lanes of the results have them. */
+static inline void rl_pair_rows(rl_f32v v, rl_f32v *first, rl_f32v *second) {
+    *first = vzip1q_f32(v, v);
+    *second = vzip2q_f32(v, v);
+}
+/* Both results -> a lane per row: of token 0, of token 1. */
+static inline void rl_split_pair(rl_f32v *first, rl_f32v *second) {
+    rl_f32v token0 = vuzp1q_f32(*first, *second);
+    *second = vuzp2q_f32(*first, *second);
+    *first = token0;
+}
+RL_INLINE void rl_dot_pair(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init,
+                           rl_i32v *first, rl_i32v *second) {
+    *first = *second = init;
+    RL_UNROLL
+    for (int i = 0; i < n; i += 2) {
+        int8x16_t both = vld1q_s8(a + 8 * i);
+        *first = vmmlaq_s32(*first, vreinterpretq_s8_u8(w[i]), both);
+        *second = vmmlaq_s32(*second, vreinterpretq_s8_u8(w[i + 1]), both);
+    }
+}
+/* The same operands with one token. */
+RL_INLINE rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    rl_i32v first = vdupq_n_s32(0), second = first;
+    RL_UNROLL
+    for (int i = 0; i < n; i += 2) {
+        int8x8_t eight = vld1_s8(a + 4 * i);
+        int8x16_t twice = vcombine_s8(eight, eight);
+        first = vdotq_s32(first, vreinterpretq_s8_u8(w[i]), twice);
+        second = vdotq_s32(second, vreinterpretq_s8_u8(w[i + 1]), twice);
+    }
+    return vaddq_s32(vpaddq_s32(first, second), init);
+}
+#elif defined RL_SDOT
+RL_INLINE rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+    RL_UNROLL
+    for (int i = 0; i < n; i += 4) {
+        int8x16_t columns = vld1q_s8(a + 4 * i);
+        init = vdotq_laneq_s32(init, vreinterpretq_s8_u8(w[i]), columns, 0);
+        init = vdotq_laneq_s32(init, vreinterpretq_s8_u8(w[i + 1]), columns, 1);
+        init = vdotq_laneq_s32(init, vreinterpretq_s8_u8(w[i + 2]), columns, 2);
+        init = vdotq_laneq_s32(init, vreinterpretq_s8_u8(w[i + 3]), columns, 3);
+    }
+    return init;
+}
+#else
 static inline int8x16_t rl_four(const int8_t *a) {
     int32_t four;
     memcpy(&four, a, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
-
-#define RL_S8_OFFSET 0
-static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
-
-#ifdef RL_SDOT
-static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    for (int i = 0; i < n; i++)
-        init = vdotq_s32(init, vreinterpretq_s8_u8(w[i]), rl_four(a + 4 * i));
-    return init;
-}
-#else
 /* Products reach 127 * 128 = 16,256; pairs are widened before they are added. */
 static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     for (int i = 0; i < n; i++) {
