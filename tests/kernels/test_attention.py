@@ -57,6 +57,20 @@ def test_attention_matches_reference_at_every_border(isa: str, shape: Shape) -> 
             assert_same_bits(piece[row : row + 1], decoded[i : i + 1], what)
 
 
+def test_attention_in_large_cache_is_that_in_small_one(isa: str) -> None:
+    """Beyond 32 MB a cache asks for large pages; here the last ones are used, backwards."""
+    shape, n_pages = Shape(2, 4, 64, "f16"), 1100
+    seq = make_sequence(shape, 600, seed=5)
+    far = replace(seq, pages=np.arange(n_pages - 1, n_pages - 1 - len(seq.pages), -1, np.int32))
+    rows = []
+    for used, pages in ((seq, 2 * len(seq.pages)), (far, n_pages)):
+        kv = make_store(shape, pages)
+        fill(isa, kv, used, 600)
+        rows.append(attend(context(isa), kv, [(used, 599, 600)]))
+        kv.close()
+    assert_same_bits(rows[1], rows[0], "a large cache")
+
+
 # Windows within a page, of a page, over pages, of a span, over spans, beyond the sequence.
 KINDS = [
     Shape(2, 2, 16, "f16", window=1),
