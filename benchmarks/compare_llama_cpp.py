@@ -23,7 +23,7 @@ from common import append_record, check_load, file_hash, machine, table, usable_
 from duel import Duel, Outcome, Worker
 from limits import Peaks
 from make_model import model_path
-from make_openvino import folder_for
+from make_openvino import fits, folder_for
 from mixes import NAMES, mix_by_name, mix_for
 from shapes import SHAPES, Shape
 from workloads import works
@@ -76,7 +76,7 @@ def start_workers(
         script = str(_HERE / "worker_llama_cpp.py")
         workers.append(Worker(PEER, [args.peer_python or sys.executable, script, *common]))
     weights = _OPENVINO_WEIGHTS.get(type_name)
-    if args.openvino_python and weights:
+    if args.openvino_python and weights and fits(shape, weights):
         folder = openvino_folder(args.openvino_python, shape.name, weights)
         command = [args.openvino_python, str(_HERE / "worker_openvino.py"), str(folder)]
         workers.append(Worker(OPENVINO, [*command, *common[1:], weights]))

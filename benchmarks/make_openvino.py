@@ -18,10 +18,17 @@ from pathlib import Path
 from common import bench_dir
 from shapes import SHAPES, Shape
 
+_GROUP = 64  # values of a row that share a scale in `int4`
 FORMATS = {
-    "int4": ["--weight-format", "int4", "--sym", "--group-size", "64", "--ratio", "1.0"],
+    "int4": ["--weight-format", "int4", "--sym", "--group-size", str(_GROUP), "--ratio", "1.0"],
     "int8": ["--weight-format", "int8"],
 }
+
+
+def fits(shape: Shape, weight_format: str) -> bool:
+    """Whether the rows of the shape can be compressed so."""
+    widths = {columns for _, columns in shape.layer_matrices().values()}
+    return weight_format != "int4" or all(width % _GROUP == 0 for width in widths)
 
 
 def folder_for(shape_name: str, weight_format: str) -> Path:
