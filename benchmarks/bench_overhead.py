@@ -1,6 +1,7 @@
 """Cost of Python, Cython and dispatch: decode steps of models whose matrices cost nothing.
 
-What is left is the step itself: plan, batch, some nine backend calls per layer, one draw.
+What is left is the step itself: plan, batch, some nine backend calls per layer, a draw per
+sequence. Runs are short, because attention over hundreds of positions is work and no overhead.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ def time_steps(engine: Engine, n_seqs: int, n_steps: int, repeats: int) -> Timin
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", nargs="+", type=int, default=[6, 32])
-    parser.add_argument("--seqs", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seqs", nargs="+", type=int, default=[1, 8, 16])
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--isa", help="force an ISA level")
     parser.add_argument("--fail-above", type=float, metavar="US",
                         help="exit 1 if a call of the deepest model costs more")  # fmt: skip

@@ -16,7 +16,7 @@ import numpy as np
 from common import Timing, append_record, check_load, table
 from numpy.typing import NDArray
 
-from rllama.engine._sampler import Chain, Sampler
+from rllama.engine._sampler import Chain, Sampler, levels
 
 _N_ROWS = 8
 _N_SEEN = 2000
@@ -71,13 +71,15 @@ def make_rows(kind: str, n_vocab: int) -> NDArray[np.float32]:
     return rows.astype(np.float32)
 
 
-def time_draws(setting: Setting, rows: NDArray[np.float32], n_draws: int, repeats: int) -> Timing:
+def time_draws(
+    setting: Setting, rows: NDArray[np.float32], n_draws: int, repeats: int, level: str
+) -> Timing:
     """Seconds of this thread per token, over repeats of `n_draws` draws.
 
     Notes:   processor time, so that work beside it costs only what it does to the caches
     """
     n_vocab = rows.shape[1]
-    sampler, chain = Sampler(), setting.chain(n_vocab)
+    sampler, chain = Sampler(level), setting.chain(n_vocab)
     seconds = []
     for repeat in range(repeats + 1):
         start = time.thread_time()
@@ -97,6 +99,8 @@ def main() -> int:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--draws", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--level", default="", choices=["", *levels()],
+                        help="of instructions (default: the best that is usable)")  # fmt: skip
     parser.add_argument("--no-record", action="store_true", help="append no lines to results/")
     args = parser.parse_args()
     busy = check_load()
@@ -105,13 +109,15 @@ def main() -> int:
         for kind in args.kinds:
             rows = make_rows(kind, n_vocab)
             timings = [
-                time_draws(SETTINGS[name], rows, args.draws, args.repeats) for name in args.settings
+                time_draws(SETTINGS[name], rows, args.draws, args.repeats, args.level)
+                for name in args.settings
             ]
             columns[f"{n_vocab} {kind}"] = timings
             if not args.no_record:
                 named = zip(args.settings, timings, strict=True)
+                level = args.level or levels()[-1]
                 append_record(
-                    "sampler", busy=busy, options={"vocab": n_vocab, "kind": kind},
+                    "sampler", busy=busy, options={"vocab": n_vocab, "kind": kind, "level": level},
                     settings={name: timing.as_dict() for name, timing in named},
                 )  # fmt: skip
     lines = [

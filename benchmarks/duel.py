@@ -63,6 +63,10 @@ class Worker:
             if line.startswith("RssAnon:"):
                 self.peak_anon_bytes = max(self.peak_anon_bytes, int(line.split()[1]) << 10)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def cpu_s(self) -> float:
         """Seconds of CPU that all threads of the worker have used."""
         total = 0

@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
 
     Notes:   0 done, 2 wrong usage, 1 any other error, 130 Ctrl-C, 141 nobody reads stdout
     """
+    if argv is None:  # a process of ours: numpy's own threads would only spin beside the kernels
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         exit_code = _dispatch(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:  # argparse, after --help and --version
