@@ -55,6 +55,11 @@ def parse_args() -> argparse.Namespace:
         default=os.environ.get("RLLAMA_OPENVINO_PYTHON", ""),
         help="a Python that has openvino-genai and optimum-intel: run it too",
     )
+    parser.add_argument(
+        "--openvino-group",
+        type=int,
+        help="activations that share a scale there (default: what is fastest; 32 is as here)",
+    )
     parser.add_argument("--markdown", action="store_true", help="write the table as Markdown")
     parser.add_argument("--require-idle", action="store_true", help="refuse on a busy machine")
     parser.add_argument("--no-record", action="store_true", help="append no lines to results/")
@@ -79,7 +84,8 @@ def start_workers(
     if args.openvino_python and weights and fits(shape, weights):
         folder = openvino_folder(args.openvino_python, shape.name, weights)
         command = [args.openvino_python, str(_HERE / "worker_openvino.py"), str(folder)]
-        workers.append(Worker(OPENVINO, [*command, *common[1:], weights]))
+        group = [str(args.openvino_group)] if args.openvino_group else []
+        workers.append(Worker(OPENVINO, [*command, *common[1:], weights, *group]))
     return workers
 
 

@@ -1,4 +1,4 @@
-"""The OpenVINO GenAI side: `worker_openvino.py FOLDER N_THREADS MAX_SEQ_LEN int4|int8`.
+"""The OpenVINO GenAI side: `worker_openvino.py FOLDER N_THREADS MAX_SEQ_LEN int4|int8 [GROUP]`.
 
 Everything runs through its continuous batching: its other way, one stateful model per sequence,
 is less than half as fast on prompts and no faster on steps.
@@ -25,9 +25,12 @@ _GROUP = {"int4": 64, "int8": 128}
 class OpenVinoSide:
     """Greedy steps on the CPU, cache in OpenVINO's default of 8 bits, each variant a pipeline."""
 
-    def __init__(self, folder: str, n_threads: int, max_seq_len: int, weights: str) -> None:
+    def __init__(
+        self, folder: str, n_threads: int, max_seq_len: int, weights: str, group: int | None
+    ) -> None:
         self._folder, self._n_threads, self._max_seq_len = folder, n_threads, max_seq_len
         self._weights = weights
+        self._group = group or _GROUP[weights]
         self._pipelines: dict[tuple[str, bool], Any] = {}
         self._n_requests = 0
 
@@ -35,7 +38,7 @@ class OpenVinoSide:
         return {
             "engine": f"OpenVINO GenAI {genai.__version__.split('-')[0]}",
             "weights": self._weights,
-            "activation_group": _GROUP[self._weights],
+            "activation_group": self._group,
         }
 
     def variants(self, n_seqs: int) -> list[str]:
@@ -55,7 +58,7 @@ class OpenVinoSide:
             properties = {
                 "INFERENCE_NUM_THREADS": self._n_threads,
                 "INFERENCE_PRECISION_HINT": variant,
-                "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP[self._weights],
+                "DYNAMIC_QUANTIZATION_GROUP_SIZE": self._group,
             }
             self._pipelines[key] = genai.ContinuousBatchingPipeline(
                 self._folder, scheduler, "CPU", properties
@@ -93,9 +96,10 @@ class OpenVinoSide:
 
 
 def main() -> None:
-    folder, n_threads, max_seq_len, weights = sys.argv[1:]
+    folder, n_threads, max_seq_len, weights = sys.argv[1:5]
+    group = int(sys.argv[5]) if len(sys.argv) > 5 else None
     with contextlib.suppress(KeyboardInterrupt):
-        serve(OpenVinoSide(folder, int(n_threads), int(max_seq_len), weights))
+        serve(OpenVinoSide(folder, int(n_threads), int(max_seq_len), weights, group))
 
 
 if __name__ == "__main__":
