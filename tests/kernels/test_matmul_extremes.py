@@ -102,6 +102,22 @@ def test_matmul_one_large_activation_in_a_block(isa: str, fmt: str) -> None:
     assert_within(matmul(context(isa), x, case.weight)[0], *expected(isa, case, x), fmt)
 
 
+@pytest.mark.parametrize("fmt", BLOCKS)
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+def test_matmul_largest_whole_numbers_add_up_exactly(isa: str, fmt: str, byte: int) -> None:
+    """Every product has one sign and is as large as can be: sums in too few bits would show."""
+    value = (byte ^ 0x80) - 0x80 if fmt != "Q4_0" else (byte & 0xF) - 8
+    n_blocks = N * K // 32
+    whole = np.full((n_blocks, BLOCK_BYTES[fmt] - (4 if fmt == "Q8_F32" else 2)), byte, np.uint8)
+    if fmt == "Q4_0":
+        whole[:] = (byte & 0xF) * 0x11
+    case = block_weight(fmt, np.ones(n_blocks), whole, N, K)
+    for n_tokens in TOKENS:
+        for sign in (1.0, -1.0):
+            x = np.full((n_tokens, K), 127.0 * sign, dtype=np.float32)
+            assert (matmul(context(isa), x, case.weight)[0] == value * 127.0 * sign * K).all()
+
+
 @pytest.mark.parametrize("fmt", FLOATS)
 def test_matmul_overflow_is_infinite(isa: str, fmt: str) -> None:
     sign = np.array([[1.0], [-1.0]], dtype=np.float32)

@@ -10,12 +10,15 @@
 
 #define RL_R 8
 #define RL_TILE 4
+#define RL_INT_TILE 8
+#define RL_FLOAT_TILE 12
 #define RL_ROW_TILE 2 /* tokens at once where lanes walk along a row, */
 #define RL_SUMS 8     /* and sums that are kept in registers there */
 #define RL_DIRECT 1   /* tokens whose operands need not pass through memory */
 
 typedef __m256 rl_f32v;
 typedef __m256i rl_i32v;
+typedef __m256i rl_i16v;
 typedef __m256i rl_row4; /* four bytes of each of 8 rows */
 
 static inline rl_f32v rl_load(const float *p) { return _mm256_loadu_ps(p); }
@@ -175,36 +178,26 @@ static inline __m256i rl_four(const int8_t *a) {
 
 #define RL_S8_OFFSET 0
 static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
-/* Unsigned operands of 4, 5, 6 bits: 8, 4, 2 sums of two products fit 16 bits (8 * 2 * 15 * 127 =
- * 30,480; 4 * 2 * 31 * 127 = 31,496; 2 * 2 * 63 * 127 = 32,004), so one widening serves them. */
-static inline rl_i32v rl_dot_u(const rl_row4 *w, const int n, const int group, const int8_t *a,
-                               rl_i32v init) {
-    for (int i = 0; i < n; i += group) {
-        __m256i sum = _mm256_maddubs_epi16(w[i], rl_four(a + 4 * i));
-        for (int j = i + 1; j < i + group && j < n; j++)
-            sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w[j], rl_four(a + 4 * j)));
-        init = _mm256_add_epi32(init, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
-    }
-    return init;
+#define RL_NARROW
+#define RL_NARROW_STEPS 4
+static inline rl_i16v rl_narrow_dot(rl_row4 w, rl_row4 a) { return _mm256_maddubs_epi16(w, a); }
+static inline rl_i16v rl_i16_add(rl_i16v a, rl_i16v b) {
+    a = _mm256_add_epi16(a, b);
+    RL_KEEP_ORDER(a);
+    return a;
 }
-static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_u(w, n, 8, a, init);
+static inline rl_i32v rl_widen(rl_i16v v) { return _mm256_madd_epi16(v, _mm256_set1_epi16(1)); }
+static inline rl_i32v rl_i32_add(rl_i32v a, rl_i32v b) {
+    a = _mm256_add_epi32(a, b);
+    RL_KEEP_ORDER(a);
+    return a;
 }
-static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_u(w, n, 4, a, init);
-}
-static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_u(w, n, 2, a, init);
-}
-/* |w| * sign(a, w): 2 * 128 * 127 = 32,512 fits 16 bits. */
-static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int i = 0; i < n; i++) {
-        __m256i four = _mm256_sign_epi8(rl_four(a + 4 * i), w[i]);
-        __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w[i]), four);
-        init = _mm256_add_epi32(init, _mm256_madd_epi16(pairs, ones));
-    }
-    return init;
-}
+static inline rl_row4 rl_sizes(rl_row4 w) { return _mm256_abs_epi8(w); }
+static inline rl_row4 rl_signs(rl_row4 w) { return _mm256_cmpgt_epi8(_mm256_setzero_si256(), w); }
+static inline rl_row4 rl_and(rl_row4 a, rl_row4 b) { return _mm256_and_si256(a, b); }
+static inline rl_row4 rl_xor(rl_row4 a, rl_row4 b) { return _mm256_xor_si256(a, b); }
+static inline rl_row4 rl_ones(void) { return _mm256_set1_epi8(1); }
+/* a where w > 0, -a where w < 0; where w is 0 any of them. */
+static inline rl_row4 rl_with_sign(rl_row4 a, rl_row4 w) { return _mm256_sign_epi8(a, w); }
 
 #endif

@@ -21,6 +21,7 @@
 
 typedef __m512 rl_f32v;
 typedef __m512i rl_i32v;
+typedef __m512i rl_i16v;
 typedef __m512i rl_row4; /* four bytes of each of 16 rows */
 
 static inline rl_f32v rl_load(const float *p) { return _mm512_loadu_ps(p); }
@@ -178,55 +179,37 @@ static inline __m512i rl_four(const int8_t *a) {
 static inline rl_row4 rl_s8_operand(rl_row4 v) {
     return _mm512_xor_si512(v, _mm512_set1_epi8((char)0x80));
 }
-static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+static inline rl_i32v rl_dot(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     for (int i = 0; i < n; i++) init = _mm512_dpbusd_epi32(init, w[i], rl_four(a + 4 * i));
     return init;
-}
-static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
-static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
-static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
 }
 
 #else
 
 #define RL_S8_OFFSET 0
 static inline rl_row4 rl_s8_operand(rl_row4 v) { return v; }
-/* Unsigned operands of 4, 5, 6 bits: 8, 4, 2 sums of two products fit 16 bits (8 * 2 * 15 * 127 =
- * 30,480; 4 * 2 * 31 * 127 = 31,496; 2 * 2 * 63 * 127 = 32,004), so one widening serves them. */
-static inline rl_i32v rl_dot_u(const rl_row4 *w, const int n, const int group, const int8_t *a,
-                               rl_i32v init) {
-    for (int i = 0; i < n; i += group) {
-        __m512i sum = _mm512_maddubs_epi16(w[i], rl_four(a + 4 * i));
-        for (int j = i + 1; j < i + group && j < n; j++)
-            sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(w[j], rl_four(a + 4 * j)));
-        init = _mm512_add_epi32(init, _mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
-    }
-    return init;
+#define RL_NARROW
+#define RL_NARROW_STEPS 8
+static inline rl_i16v rl_narrow_dot(rl_row4 w, rl_row4 a) { return _mm512_maddubs_epi16(w, a); }
+static inline rl_i16v rl_i16_add(rl_i16v a, rl_i16v b) {
+    a = _mm512_add_epi16(a, b);
+    RL_KEEP_ORDER(a);
+    return a;
 }
-static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_u(w, n, 8, a, init);
+static inline rl_i32v rl_widen(rl_i16v v) { return _mm512_madd_epi16(v, _mm512_set1_epi16(1)); }
+static inline rl_i32v rl_i32_add(rl_i32v a, rl_i32v b) {
+    a = _mm512_add_epi32(a, b);
+    RL_KEEP_ORDER(a);
+    return a;
 }
-static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_u(w, n, 4, a, init);
-}
-static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_u(w, n, 2, a, init);
-}
-/* |w| * sign(a, w): 2 * 128 * 127 = 32,512 fits 16 bits. */
-static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    const __m512i ones = _mm512_set1_epi16(1);
-    for (int i = 0; i < n; i++) {
-        __m512i four = rl_four(a + 4 * i);
-        four = _mm512_mask_sub_epi8(four, _mm512_movepi8_mask(w[i]), _mm512_setzero_si512(), four);
-        __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w[i]), four);
-        init = _mm512_add_epi32(init, _mm512_madd_epi16(pairs, ones));
-    }
-    return init;
+static inline rl_row4 rl_sizes(rl_row4 w) { return _mm512_abs_epi8(w); }
+static inline rl_row4 rl_signs(rl_row4 w) { return _mm512_movm_epi8(_mm512_movepi8_mask(w)); }
+static inline rl_row4 rl_and(rl_row4 a, rl_row4 b) { return _mm512_and_si512(a, b); }
+static inline rl_row4 rl_xor(rl_row4 a, rl_row4 b) { return _mm512_xor_si512(a, b); }
+static inline rl_row4 rl_ones(void) { return _mm512_set1_epi8(1); }
+/* a where w > 0, -a where w < 0; where w is 0 any of them. */
+static inline rl_row4 rl_with_sign(rl_row4 a, rl_row4 w) {
+    return _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(w), _mm512_setzero_si512(), a);
 }
 
 #endif

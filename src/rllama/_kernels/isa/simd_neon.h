@@ -201,7 +201,7 @@ RL_INLINE void rl_dot_pair(const rl_row4 *w, const int n, const int8_t *a, rl_i3
     }
 }
 /* The same operands with one token. */
-RL_INLINE rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+RL_INLINE rl_i32v rl_dot(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     rl_i32v first = vdupq_n_s32(0), second = first;
     RL_UNROLL
     for (int i = 0; i < n; i += 2) {
@@ -213,7 +213,7 @@ RL_INLINE rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i
     return vaddq_s32(vpaddq_s32(first, second), init);
 }
 #elif defined RL_SDOT
-RL_INLINE rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+RL_INLINE rl_i32v rl_dot(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     RL_UNROLL
     for (int i = 0; i < n; i += 4) {
         int8x16_t columns = vld1q_s8(a + 4 * i);
@@ -231,7 +231,7 @@ static inline int8x16_t rl_four(const int8_t *a) {
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 /* Products reach 127 * 128 = 16,256; pairs are widened before they are added. */
-static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+static inline rl_i32v rl_dot(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     for (int i = 0; i < n; i++) {
         int8x16_t weights = vreinterpretq_s8_u8(w[i]), four = rl_four(a + 4 * i);
         int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(weights), vget_low_s8(four)));
@@ -241,15 +241,5 @@ static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, 
     return init;
 }
 #endif
-/* Up to 7 bits are the same signed or unsigned. */
-static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
-static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
-static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
 
 #endif

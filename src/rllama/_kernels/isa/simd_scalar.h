@@ -195,7 +195,7 @@ static inline rl_f32v rl_i32_to_f32(rl_i32v a) {
 
 #define RL_S8_OFFSET 0 /* what rl_s8_operand adds to signed bytes */
 static inline rl_row4 rl_s8_operand(rl_row4 a) { return a; }
-static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
+static inline rl_i32v rl_dot(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
     for (int column = 0; column < n; column++)
         RL_EACH {
             int8_t four[4];
@@ -203,16 +203,6 @@ static inline rl_i32v rl_dot_s8(const rl_row4 *w, const int n, const int8_t *a, 
             for (int j = 0; j < 4; j++) init.v[i] += four[j] * a[4 * column + j];
         }
     return init;
-}
-/* The same where the operands have 4, 5 or 6 bits and no sign: some levels are faster then. */
-static inline rl_i32v rl_dot_u4(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
-static inline rl_i32v rl_dot_u5(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
-}
-static inline rl_i32v rl_dot_u6(const rl_row4 *w, const int n, const int8_t *a, rl_i32v init) {
-    return rl_dot_s8(w, n, a, init);
 }
 // clang-format on
 
