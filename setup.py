@@ -77,8 +77,9 @@ class BuildKernels(build_ext):
     def add_levels(self, ext: Extension) -> None:
         msvc = self.compiler.compiler_type == "msvc"
         common = MSVC_FLAGS if msvc else UNIX_FLAGS + (SANITIZE if DEBUG else [])
-        ext.extra_compile_args = common
-        ext.extra_link_args = [] if msvc else ["-pthread", *(SANITIZE if DEBUG else [])]
+        openmp = self.openmp_flags(msvc)
+        ext.extra_compile_args = [*common, *openmp]
+        ext.extra_link_args = [] if msvc else ["-pthread", *openmp, *(SANITIZE if DEBUG else [])]
         levels = LEVELS.get(target_machine(), OTHER)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for objects in pool.map(
@@ -96,6 +97,11 @@ class BuildKernels(build_ext):
             [source], output_dir=self.build_temp, extra_postargs=flags
         )
         return objects
+
+    def openmp_flags(self, msvc: bool) -> list[str]:
+        if msvc or sys.platform == "darwin" or os.environ.get("RLLAMA_OPENMP") == "0":
+            return []  # macOS has libdispatch: no second OpenMP runtime in the process
+        return ["-fopenmp"] if self.accepts(["-fopenmp"]) else []
 
     def accepts(self, flags: list[str]) -> bool:
         """Whether the compiler takes these flags, tried on an empty file."""

@@ -18,7 +18,7 @@ from rllama.errors import ConfigError, UnsupportedError
 from rllama.making import quantized, unpacked
 from rllama.packed import PackedView
 from rllama.tensor import MadeView, RecastView, TensorView, View
-from rllama.threads import check_threads, usable_threads
+from rllama.threads import check_threads, openmp_runtimes, usable_threads
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ class CpuBackend(core.Context):
         self = super().__new__(cls, isa=chosen, n_threads=n)
         if self.n_threads < n:
             log.warning("the system starts only %d of %d threads", self.n_threads, n)
+        if len(runtimes := openmp_runtimes()) > 1:
+            log.info("more than one OpenMP library in this process: %s", ", ".join(runtimes))
         _forks.watch(self)
         return self
 

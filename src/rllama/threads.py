@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def check_threads(n_threads: int) -> int:
     if not 1 <= n_threads <= MAX_THREADS:
         raise ConfigError(f"the number of threads must be 1 to {MAX_THREADS}, not {n_threads}")
     return n_threads
+
+
+def openmp_runtimes(maps: Path = Path("/proc/self/maps")) -> list[str]:
+    """Paths of the OpenMP libraries that this process has loaded; where Linux does not say, none.
+
+    Notes:   two of them do no harm here, but each has threads of its own, and they compete
+    """
+    path = re.compile(r"/.*/(?:libgomp|libomp|libiomp5)[-.][^/\n]*$", re.MULTILINE)
+    return sorted(set(path.findall(read_text(maps))))
 
 
 def _allowed_cpus() -> set[int]:

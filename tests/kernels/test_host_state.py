@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
@@ -182,3 +183,32 @@ def test_host_with_an_unusable_omp_variable_still_runs() -> None:
     """)
     for value in ("0", "-3", "abc", "\u00b2", "100000", "4,2", ""):
         assert run_script(script, OMP_NUM_THREADS=value).strip() == "True"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or core.parallel_kind() != "OpenMP", reason="needs libgomp and /proc"
+)
+def test_host_with_another_openmp_library_is_noted_and_works(tmp_path: Path) -> None:
+    """A copy of libgomp under another name runs a team of its own between our ops."""
+    script = dedent("""
+        import ctypes, logging, shutil, sys
+        from kernels.cases import matmul, random_weight, random_x
+        from rllama.cpu import CpuBackend
+        from rllama.threads import openmp_runtimes
+        (own,) = openmp_runtimes()
+        backend = CpuBackend(n_threads=2)
+        case, x = random_weight("Q8_0", 515, 512, seed=1), random_x(64, 512, seed=2)
+        want = matmul(CpuBackend(n_threads=1), x, case.weight)[0].tobytes()
+        other = ctypes.CDLL(shutil.copy(own, sys.argv[1]))
+        calls = []
+        body = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(calls.append)
+        for _ in range(10):
+            other.GOMP_parallel(body, None, 2, 0)
+            assert matmul(backend, x, case.weight)[0].tobytes() == want
+        assert len(calls) == 20
+        logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+        CpuBackend(n_threads=1)
+    """)
+    said = run_script(script, str(tmp_path / "libgomp-copy.so.1"))
+    assert said.startswith("more than one OpenMP library in this process: ")
+    assert "libgomp-copy.so.1" in said

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rllama.errors import ConfigError
-from rllama.threads import MAX_THREADS, check_threads, usable_threads
+from rllama.threads import MAX_THREADS, check_threads, openmp_runtimes, usable_threads
 
 
 class Machine:
@@ -202,3 +202,16 @@ def test_check_threads_refuses(n: int) -> None:
 
 def test_threads_of_this_machine_is_at_least_one() -> None:
     assert usable_threads().n_threads >= 1
+
+
+def test_openmp_runtimes_are_named_once(tmp_path: Path) -> None:
+    maps = tmp_path / "maps"
+    lib, wheel = "/usr/lib/libgomp.so.1.0.0", "/venv/my libs/libgomp-a34b3233.so.1"
+    maps.write_text(
+        f"7f00-7f10 r--p 00000000 fe:01 12   {lib}\n7f10-7f20 r-xp 00010000 fe:01 12   {lib}\n"
+        f"7f20-7f30 rw-p 00000000 00:00 0 \n7f30-7f40 r--p 00000000 fe:01 13   {wheel}\n"
+        "7f40-7f50 r--p 00000000 fe:01 14   /usr/lib/libgompertz.txt\n"
+        "7f50-7f60 rw-p 00000000 00:00 0   [heap]\n"
+    )
+    assert openmp_runtimes(maps) == sorted([lib, wheel])
+    assert openmp_runtimes(tmp_path / "absent") == []

@@ -90,6 +90,6 @@ def link_check(objects: Path, main: Path, folder: Path) -> Path:
     names = [Path(name).stem for name in setup["DRIVERS"]]
     found = [p for p in objects.rglob("*.o") if p.stem in names or p.stem.startswith("isa_")]
     program = folder / main.stem
-    flags = ["-std=c11", f"-I{KERNELS}", "-pthread", *setup["SANITIZE"]]
+    flags = ["-std=c11", f"-I{KERNELS}", "-fopenmp", *setup["SANITIZE"]]
     run(["gcc", *flags, main, *found, "-o", program, "-lm"])
     return program

@@ -1,4 +1,5 @@
-/* rl_parallel_for: a pool of POSIX threads, libdispatch on macOS, OpenMP on Windows, or serial. */
+/* rl_parallel_for: a pool (an OpenMP team that stays open, or POSIX threads), libdispatch on macOS,
+ * plain OpenMP on Windows, or serial. */
 #include "parallel.h"
 
 #include "context.h"
@@ -70,7 +71,11 @@ void rl_parallel_for(rl_ctx *ctx, int64_t n_items, rl_item_fn fn, void *arg) {
 
 #if defined(RL_POOL)
 
+#ifdef _OPENMP
+const char *rl_parallel_kind(void) { return "OpenMP"; }
+#else
 const char *rl_parallel_kind(void) { return "POSIX threads"; }
+#endif
 
 static void run_threads(rl_ctx *ctx, int n_threads, shared_work *work) {
     rl_pool_run(ctx->pool, n_threads, work_through, work);

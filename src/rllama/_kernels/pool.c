@@ -1,4 +1,5 @@
-/* The pool of a context. Who has nothing to do spins for some microseconds, which bridges the gap
+/* The pool of a context: an OpenMP team that is opened once and stays open, or POSIX threads where
+ * the compiler has no OpenMP. Who has nothing to do spins for some microseconds, which bridges the gap
  * between two ops, and then sleeps, because on a busy machine it keeps the processor from the very
  * thread that is waited for.
  *
@@ -26,23 +27,22 @@
 #define STACK_BYTES (1024 * 1024) /* kernels keep tiles on the stack, and nothing larger */
 #define OPEN 0x80000000u
 
-typedef struct {
-    rl_pool *pool;
-    pthread_t id;
-    int thread;
-} worker;
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 struct rl_pool {
     _Alignas(64) _Atomic uint32_t state; /* OPEN, and how many workers are inside */
     _Atomic uint32_t caller_sleeps;
     _Alignas(64) _Atomic uint32_t n_jobs; /* workers wait for it to change */
-    _Atomic uint32_t n_asleep, is_ending;
+    _Atomic uint32_t n_asleep, is_ending, n_numbered;
     _Alignas(64) rl_pool_fn fn; /* of the open job */
     void *arg;
     int n_wanted;
-    int n_threads; /* the calling one included */
-    pid_t pid;     /* of the process that has the threads */
-    worker *workers;
+    int n_threads;  /* the calling one included */
+    pid_t pid;      /* of the process that has the threads */
+    pthread_t *ids; /* of the threads that were started here */
+    int n_started;
 #if !defined(__linux__)
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -130,14 +130,12 @@ static void join_job(rl_pool *pool, int thread) {
         wake_all(pool, &pool->state);
 }
 
-static void *work(void *arg) {
-    const worker *self = arg;
-    rl_pool *pool = self->pool;
+static void work(rl_pool *pool, int thread) {
     uint32_t n_known = 0;
     for (;;) {
         n_known = wait_for_job(pool, n_known);
-        if (atomic_load(&pool->is_ending)) return NULL;
-        join_job(pool, self->thread);
+        if (atomic_load(&pool->is_ending)) return;
+        join_job(pool, thread);
     }
 }
 
@@ -168,34 +166,83 @@ void rl_pool_run(rl_pool *pool, int n_threads, rl_pool_fn fn, void *arg) {
 }
 
 /* Signals are for the threads of the host program. */
-static int start(worker *self) {
+static int start(pthread_t *id, void *(*fn)(void *), void *arg) {
     sigset_t all, before;
     pthread_attr_t attributes;
     if (pthread_attr_init(&attributes) != 0) return 0;
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int status = pthread_create(&self->id, &attributes, work, self);
+    int status = pthread_create(id, &attributes, fn, arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
     return status == 0;
 }
 
+#ifdef _OPENMP
+
+static void *wait_for_gate(void *gate) {
+    pthread_mutex_lock(gate);
+    pthread_mutex_unlock(gate);
+    return NULL;
+}
+
+/* How many of n threads the system starts, all alive at once: OpenMP ends the process where it
+ * cannot start one. */
+static int n_startable(pthread_t *ids, int n) {
+    pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+    int n_started = 0;
+    pthread_mutex_lock(&gate);
+    while (n_started < n && start(&ids[n_started], wait_for_gate, &gate)) n_started++;
+    pthread_mutex_unlock(&gate);
+    for (int i = 0; i < n_started; i++) pthread_join(ids[i], NULL);
+    pthread_mutex_destroy(&gate);
+    return n_started;
+}
+
+/* A smaller team than asked for does no harm: who is missing is never waited for. */
+static void *open_team(void *arg) {
+    rl_pool *pool = arg;
+    omp_set_dynamic(0);
+#pragma omp parallel num_threads(pool->n_threads - 1)
+    { work(pool, 1 + omp_get_thread_num()); }
+    return NULL;
+}
+
+static void start_workers(rl_pool *pool, int n_workers) {
+    pool->n_threads = 1 + n_startable(pool->ids, n_workers);
+    if (pool->n_threads == 1) return;
+    pool->n_started = start(&pool->ids[0], open_team, pool);
+    if (pool->n_started == 0) pool->n_threads = 1;
+}
+
+#else
+
+static void *work_alone(void *arg) {
+    rl_pool *pool = arg;
+    work(pool, 1 + (int)atomic_fetch_add(&pool->n_numbered, 1));
+    return NULL;
+}
+
+static void start_workers(rl_pool *pool, int n_workers) {
+    while (pool->n_started < n_workers && start(&pool->ids[pool->n_started], work_alone, pool))
+        pool->n_started++;
+    pool->n_threads = 1 + pool->n_started;
+}
+
+#endif
+
 rl_pool *rl_pool_new(int n_threads) {
     rl_pool *pool = aligned_alloc(64, (sizeof *pool + 63) / 64 * 64);
     if (pool == NULL) return NULL;
     *pool = (rl_pool){.n_threads = 1, .pid = getpid()};
-    pool->workers = calloc((size_t)n_threads, sizeof *pool->workers);
-    if (pool->workers == NULL || !prepare_sleep(pool)) {
-        free(pool->workers);
+    pool->ids = calloc((size_t)n_threads, sizeof *pool->ids);
+    if (pool->ids == NULL || !prepare_sleep(pool)) {
+        free(pool->ids);
         free(pool);
         return NULL;
     }
-    for (; pool->n_threads < n_threads; pool->n_threads++) {
-        worker *next = &pool->workers[pool->n_threads];
-        *next = (worker){.pool = pool, .thread = pool->n_threads};
-        if (!start(next)) break;
-    }
+    start_workers(pool, n_threads - 1);
     return pool;
 }
 
@@ -206,10 +253,10 @@ void rl_pool_free(rl_pool *pool) {
     if (pool->pid == getpid()) {
         atomic_store(&pool->is_ending, 1);
         announce(pool);
-        for (int i = 1; i < pool->n_threads; i++) pthread_join(pool->workers[i].id, NULL);
+        for (int i = 0; i < pool->n_started; i++) pthread_join(pool->ids[i], NULL);
         forget_sleep(pool);
     }
-    free(pool->workers);
+    free(pool->ids);
     free(pool);
 }
 

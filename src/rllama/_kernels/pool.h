@@ -1,4 +1,4 @@
-/* Threads that wait for work: the pool of one context, on systems with POSIX threads. */
+/* Threads that wait for work: the pool of one context, on Linux and other POSIX systems. */
 #ifndef RL_POOL_H
 #define RL_POOL_H
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rllama._kernels import core
 from rllama.cpu import CpuBackend
-from rllama.threads import usable_threads
+from rllama.threads import openmp_runtimes, usable_threads
 from rllama.yardstick import cpu_name
 
 
@@ -28,6 +28,7 @@ def inspect_cpu() -> dict[str, Any]:
         "chosen": chosen,
         "chosen_because": "RLLAMA_ISA says so" if forced else "the best that is usable",
         "parallel": core.parallel_kind(),
+        "openmp_libraries": openmp_runtimes(),
         "threads": {
             "count": plan.n_threads,
             "because": plan.reason,
