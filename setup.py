@@ -47,9 +47,10 @@ ARM64 = {
 LEVELS = {"x86_64": X86, "amd64": X86, "aarch64": ARM64, "arm64": ARM64}
 OTHER = {"scalar": ([], [])}
 
-# Never -ffast-math: it would change how the whole process treats subnormals.
+# Never -ffast-math: it would change how the whole process treats subnormals. What the kernels do in
+# scalars is meant to stay off the vector ports.
 UNIX_FLAGS = ["-O3", "-std=c11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-lto", "-g0",
-              "-pthread"]  # fmt: skip
+              "-pthread", "-fno-tree-slp-vectorize"]  # fmt: skip
 # Comparisons of floats may then be vectorised; it changes no value.
 SAMPLER_FLAGS = [
     "-O3", "-std=c++17", "-fvisibility=hidden", "-ffp-contract=off", "-fno-trapping-math", "-g0",
