@@ -26,8 +26,8 @@ from reference import ref_ops
 
 from rllama._kernels import core
 
-# Around tiles of 4, 8 and 12 tokens, and around the step from fused kernels to panels (3 tiles).
-TOKENS = [2, 12, 13, 37] if FEW else [1, 2, 3, 4, 5, 8, 11, 12, 13, 24, 25, 37, 64]
+# Around tiles of 4, 8, 12 and 16 tokens, and around the step from fused kernels to panels.
+TOKENS = [2, 6, 12, 13, 16, 37] if FEW else [*range(1, 9), 10, 12, 13, 14, 16, 17, 25, 33, 37, 64]
 # Around 4, 8 and 16 rows side by side.
 ROWS = [1, 7, 16, 17] if FEW else [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 48]
 BLOCK_COLS = [32, 96] if FEW else [32, 64, 96, 256, 352]

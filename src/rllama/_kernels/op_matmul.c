@@ -36,7 +36,7 @@ typedef struct {
     int32_t act;         /* rl_act */
     int64_t act_bytes;   /* activations of one token */
     int64_t panel_bytes; /* one panel */
-    int64_t tile;        /* tokens in a tile: as few tiles as can be, all about equally wide */
+    int64_t tile;        /* tokens in a tile */
     int64_t n_groups, groups_per_chunk;
     int fused;     /* few tokens: no panels */
     int copy_rows; /* columns or rows do not fill a unit: work on a zero-padded copy */
@@ -79,6 +79,13 @@ static void choose_kernels(part *p, const rl_isa_table *table) {
     p->row_bytes = p->w->n_cols * (int64_t)sizeof(float);
 }
 
+/* As few tiles as can be, all about equally wide; of several an even number of tokens each, as
+ * kernels that have code for some numbers only have it for those. */
+static int64_t tile_width(int64_t n_tokens, int64_t most) {
+    int64_t n_tiles = rl_div_up(n_tokens, most), width = rl_div_up(n_tokens, n_tiles);
+    return n_tiles > 1 && width < most ? rl_round_up(width, 2) : width;
+}
+
 static void plan_part(part *p, const matmul_work *work, const rl_product *product) {
     const rl_weight *w = product->w;
     *p = (part){.w = w, .x = product->x, .out = product->out};
@@ -89,7 +96,7 @@ static void plan_part(part *p, const matmul_work *work, const rl_product *produc
     p->n_tokens = product->n_tokens;
     p->fused = p->n_tokens <= row->fused_tiles * row->max_tile;
     int64_t most = p->fused ? row->fused_tile : row->max_tile;
-    p->tile = rl_div_up(p->n_tokens, rl_div_up(p->n_tokens, most));
+    p->tile = tile_width(p->n_tokens, most);
     p->n_units = rl_div_up(w->n_cols, unit_cols(row));
     p->act = p->fused ? row->act : row->gemm_act;
     p->act_bytes = p->n_units * act_unit_bytes(p->act);
@@ -239,16 +246,23 @@ static row_group take_group(const part *p, int64_t group, uint8_t *copy) {
     return g;
 }
 
+/* n is a constant where a row fills the lanes, which spares the copy a call. */
+static inline void write_lanes(float *out, const float *lanes, int64_t n, int add) {
+    if (add)
+        for (int64_t r = 0; r < n; r++) out[r] += lanes[r];
+    else
+        memcpy(out, lanes, (size_t)n * sizeof(float));
+}
+
 static void write_tile(const part *p, const row_group *g, int64_t first_token, int n,
                        const float *tile, int add) {
-    for (int t = 0; t < n; t++) {
-        float *out = p->out + (first_token + t) * p->out_stride + g->first;
-        const float *lanes = tile + t * p->row->n_lanes + g->skip;
-        if (add)
-            for (int64_t r = 0; r < g->n; r++) out[r] += lanes[r];
+    float *out = p->out + first_token * p->out_stride + g->first;
+    const float *lanes = tile + g->skip;
+    for (int t = 0; t < n; t++, out += p->out_stride, lanes += p->row->n_lanes)
+        if (g->n == RL_MAX_LANES)
+            write_lanes(out, lanes, RL_MAX_LANES, add);
         else
-            memcpy(out, lanes, (size_t)g->n * sizeof(float));
-    }
+            write_lanes(out, lanes, g->n, add);
 }
 
 static void fused_chunk(const matmul_work *work, const part *p, int64_t first, int64_t last,

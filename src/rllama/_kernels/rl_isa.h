@@ -142,7 +142,7 @@ typedef struct {
 } rl_format_row;
 
 #define RL_MAX_LANES 16
-#define RL_MAX_TILE 12
+#define RL_MAX_TILE 16
 
 typedef struct {
     const char *name;

@@ -14,7 +14,9 @@
 #define RL_ROW_TILE 4 /* tokens at once where lanes walk along a row, */
 #define RL_SUMS 16    /* and sums that are kept in registers there */
 #ifdef RL_VNNI
-#define RL_DIRECT 4 /* tokens whose operands need not pass through memory */
+#define RL_INT_TILE 16   /* the same of integer weights; of those up to */
+#define RL_FUSED_TILES 2 /* so many tiles are unpacked again */
+#define RL_DIRECT 16     /* tokens whose operands need not pass through memory */
 #else
 #define RL_DIRECT 1
 #endif
