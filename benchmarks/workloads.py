@@ -71,6 +71,7 @@ def works(shape: Shape) -> dict[str, Work]:
     """The workloads by name; small models take more steps per timed run."""
     more = 3 if shape.layer_weights < _SMALL_MODEL_WEIGHTS else 1
     listed = (
+        Work("prefill128", 1, 128, 0, "prefill 128"),
         Work("prefill512", 1, 512, 0, "prefill 512"),
         Work("decode", 1, 8, 64 * min(more, 2), "decode, shallow"),
         Work("decode_deep", 1, 1800, 32 * more, "decode behind 1,800 tokens"),
