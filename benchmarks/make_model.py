@@ -8,6 +8,7 @@ type, a chunk at a time: no float copy of the model ever exists.
 from __future__ import annotations
 
 import argparse
+import os
 import struct
 import sys
 import time
@@ -206,7 +207,20 @@ def make(path: Path, shape: Shape, mix: Mix, seed: int) -> None:
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as out:
         write_model(out, shape, mix, seed)
+        forget_cached(out)
     partial.replace(path)
+
+
+def forget_cached(out: BinaryIO) -> None:
+    """Let the first who loads it read the file from the disk, as after a restart.
+
+    Notes:   pages that were written one by one stay small in the cache, for everybody; then a
+             mapped file is read at half the speed of memory, by any engine
+    """
+    out.flush()
+    if hasattr(os, "posix_fadvise"):
+        os.fsync(out.fileno())
+        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def main() -> int:

@@ -18,7 +18,9 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("flags", [[], ["-fopenmp"], ["-fsanitize=thread", "-g"]], ids=["plain", "openmp", "tsan"])
+@pytest.mark.parametrize(
+    "flags", [[], ["-fopenmp"], ["-fsanitize=thread", "-g"]], ids=["plain", "openmp", "tsan"]
+)
 def test_pool_does_every_item_once_and_returns_when_all_are_out(
     tmp_path: Path, flags: list[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,6 +23,17 @@ class ByteSource(Protocol):
     def read(self, offset: int, n_bytes: int, what: str) -> bytes: ...
     def seal(self) -> None: ...
     def close(self) -> None: ...
+
+
+def _ask_for_large_pages(mapped: mmap.mmap) -> None:
+    """Let Linux read the file in pieces of 2 MB, which it then maps whole: weights are read faster.
+
+    Notes:   no memory is used for it; what the cache already holds in small pages stays so, and a
+             kernel or file system that has no such pieces refuses or ignores it
+    """
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
 
 
 class MappedFile:
@@ -48,6 +60,7 @@ class MappedFile:
                 self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise_os_error(path, error)
+            _ask_for_large_pages(self._map)
             self._view = memoryview(self._map)
             if self._view.nbytes != self.n_bytes:
                 self._raise_changed()
