@@ -102,6 +102,7 @@ class CpuBackend(core.Context):
     def __new__(cls, isa: str | None = None, n_threads: int | None = None) -> CpuBackend:
         chosen = isa or os.environ.get("RLLAMA_ISA") or None
         n = _default_threads() if n_threads is None else check_threads(n_threads)
+        n = 1 if _forks.in_child else n  # starting a team after a fork may hang
         self = super().__new__(cls, isa=chosen, n_threads=n)
         if self.n_threads < n:
             log.warning("the system starts only %d of %d threads", self.n_threads, n)
