@@ -29,7 +29,7 @@ def need(*programs: str) -> None:
 def results(command: list[str]) -> dict[str, str]:
     """What the check says of each level. Fails with the end of its output if it fails."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, **ENVIRONMENT}
+        command, capture_output=True, text=True, timeout=600, env={**os.environ, **ENVIRONMENT}
     )
     end = done.stdout[-500:] + done.stderr[-3000:]
     assert done.returncode == 0, f"exit {done.returncode}: {end}"
